@@ -1,0 +1,1 @@
+"""Session Gateway: durable, shared, stoppable chats in front of an unmodified AI SDK backend."""
