@@ -1,0 +1,159 @@
+"""What must be known of an AI SDK chunk, and no more (``ai`` 5, 6 and 7).
+
+A chunk is passed on byte for byte. Three strict additions are made here: a ``start`` without ``messageId``
+gets one, parts that a cancel left open are closed, and an end is told as the chunk the SDK understands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from gateway.core.model import Draft, EndReason, RecordKind, TurnError, TurnId
+from gateway.core.rawjson import NotJSON, WrongShape, decode, encode, one_line
+
+if TYPE_CHECKING:
+    from gateway.core.sse import ServerSentEvent
+
+DONE = b"[DONE]"
+"""What the SDK's server writes last. No JSON, no record."""
+
+STREAM_HEADER = "x-vercel-ai-ui-message-stream"
+"""The response header that says: this is an AI SDK stream."""
+
+
+class ChunkType(StrEnum):
+    """The chunk types that matter to a turn; all others are ``OTHER``."""
+
+    START = "start"
+    FINISH = "finish"
+    ERROR = "error"
+    ABORT = "abort"
+    TEXT_START = "text-start"
+    TEXT_END = "text-end"
+    REASONING_START = "reasoning-start"
+    REASONING_END = "reasoning-end"
+    DATA = "data-*"
+    OTHER = ""
+
+
+class _Head(msgspec.Struct):
+    type: str
+    id: str | None = None
+    messageId: str | None = None  # noqa: N815 - the SDK's own key
+    errorText: str | None = None  # noqa: N815 - the SDK's own key
+
+
+_head = msgspec.json.Decoder(_Head)
+_anything = msgspec.json.Decoder(msgspec.Raw)
+_types = {member.value: member for member in ChunkType if member is not ChunkType.OTHER}
+
+# `text-delta` is nearly all of a stream, and only its validity matters.
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One upstream event, looked at.
+
+    Attributes:
+        draft: What the journal will hold.
+        type: What it means to the turn; ``OTHER`` for most, and for what is no JSON.
+        part: The id of the part that it opens or closes.
+        error_text: What an ``error`` chunk says.
+    """
+
+    draft: Draft
+    type: ChunkType = ChunkType.OTHER
+    part: str = ""
+    error_text: str = ""
+
+
+def read_chunk(event: ServerSentEvent, *, message_id: str) -> Chunk:
+    """Look at one event of the backend.
+
+    Args:
+        event: Any event but ``[DONE]``.
+        message_id: Given to a ``start`` that has none.
+    """
+    try:
+        head = decode(_head, event.data)
+    except WrongShape:
+        return Chunk(_other_json_draft(event))
+    except NotJSON:
+        return Chunk(_plain_draft(event, b'"text":' + encode(event.data.decode("utf-8", "replace"))))
+    payload = one_line(event.data)
+    kind = _types.get(head.type) or (ChunkType.DATA if head.type.startswith("data-") else ChunkType.OTHER)
+    if kind is ChunkType.START and head.messageId is None:
+        payload = _with_message_id(payload, message_id)
+    draft = _plain_draft(event, b'"data":' + payload) if event.event else Draft(RecordKind.CHUNK, payload)
+    return Chunk(draft, type=kind, part=head.id or "", error_text=head.errorText or "")
+
+
+def _other_json_draft(event: ServerSentEvent) -> Draft:
+    """JSON whose head is not a chunk's: a number, an array, an object of another vocabulary."""
+    try:
+        decode(_anything, event.data)
+    except NotJSON:
+        return _plain_draft(event, b'"text":' + encode(event.data.decode("utf-8", "replace")))
+    payload = one_line(event.data)
+    return _plain_draft(event, b'"data":' + payload) if event.event else Draft(RecordKind.CHUNK, payload)
+
+
+def _plain_draft(event: ServerSentEvent, members: bytes) -> Draft:
+    if event.event:
+        members += b',"event":' + encode(event.event)
+    return Draft(RecordKind.CHUNK, members, plain=True)
+
+
+def _with_message_id(payload: bytes, message_id: str) -> bytes:
+    """Add the id as the last member of an object that has at least ``type``."""
+    return payload.rstrip()[:-1].rstrip() + b',"messageId":' + encode(message_id) + b"}"
+
+
+def derived_message_id(turn: TurnId) -> str:
+    """The id of a turn's answer where the backend names none: the same on every device and every resume."""
+    return "msg-" + hashlib.sha256(turn.encode()).hexdigest()[:24]
+
+
+@dataclass(slots=True)
+class OpenParts:
+    """The text and reasoning parts that began and did not end.
+
+    An id may come again in a later step once its part was closed, so this holds what is open now.
+    """
+
+    _open: dict[tuple[str, str], None] = field(default_factory=dict)
+
+    def saw(self, chunk: Chunk) -> None:
+        """Take note of one journalled chunk."""
+        match chunk.type:
+            case ChunkType.TEXT_START | ChunkType.REASONING_START:
+                self._open[chunk.type.value.removesuffix("-start"), chunk.part] = None
+            case ChunkType.TEXT_END | ChunkType.REASONING_END:
+                self._open.pop((chunk.type.value.removesuffix("-end"), chunk.part), None)
+            case _:
+                pass
+
+    def closers(self) -> list[Draft]:
+        """The chunks that close what is open, in the order it was opened."""
+        return [
+            Draft(RecordKind.CHUNK, encode({"type": f"{kind}-end", "id": part})) for kind, part in self._open
+        ]
+
+
+def told_as_chunk(reason: EndReason, error: TurnError | None, *, by_backend: bool) -> bytes | None:
+    """A turn's end as the chunk that an AI SDK client understands; ``None`` if it has been told already."""
+    match reason:
+        case EndReason.COMPLETE:
+            return None
+        case EndReason.CANCELLED:
+            # Without `reason`: ai 5 refuses unknown keys.
+            return None if by_backend else b'{"type":"abort"}'
+        case EndReason.ERROR | EndReason.INTERRUPTED:
+            if by_backend or error is None:
+                return None
+            return encode({"type": "error", "errorText": error.message})

@@ -1,0 +1,274 @@
+"""The session protocol, version 1: commands in, replies and pushes out (docs/protocol.md).
+
+A command is one JSON object. What goes out is lines: one JSON object each, any number in one frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
+
+import msgspec
+
+from gateway.core.model import (
+    CancelResult,
+    Cursor,
+    Draft,
+    ErrorCode,
+    Record,
+    RecordKind,
+    Refusal,
+    ResyncReason,
+    SessionId,
+    TurnId,
+)
+from gateway.core.rawjson import NotJSON, WrongShape, decode, encode
+from gateway.core.sendbody import told_by
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gateway.core.turn import End
+
+PROTOCOL = 1
+SUBPROTOCOL = "session-gateway.v1"
+
+CommandId = str | int
+MAX_COMMAND_ID_LENGTH = 128
+
+
+class Attach(msgspec.Struct, tag="attach", frozen=True):
+    """Receive a session's records: after a cursor, or from a complete state."""
+
+    id: CommandId
+    session: str
+    after: str | None = None
+
+
+class Detach(msgspec.Struct, tag="detach", frozen=True):
+    """Receive no more of a session."""
+
+    id: CommandId
+    session: str
+
+
+class Send(msgspec.Struct, tag="send", frozen=True):
+    """Ask for a turn."""
+
+    id: CommandId
+    session: str
+    turn: str
+    body: msgspec.Raw
+    path: str | None = None
+    overlap: str | None = None
+
+
+class Cancel(msgspec.Struct, tag="cancel", frozen=True):
+    """Ask that a turn end; without ``turn``: all that run."""
+
+    id: CommandId
+    session: str
+    turn: str | None = None
+
+
+class Ping(msgspec.Struct, tag="ping", frozen=True):
+    """Ask for a ``pong``."""
+
+    id: CommandId
+
+
+Command = Attach | Detach | Send | Cancel | Ping
+
+_commands: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
+
+
+class _Identified(msgspec.Struct):
+    id: CommandId | None = None
+    type: str | None = None
+
+
+_identified = msgspec.json.Decoder(_Identified)
+_known = tuple(str(command.__struct_config__.tag) for command in get_args(Command))
+
+
+class BadCommand(Refusal):
+    """What came is no command.
+
+    Attributes:
+        id: The id that it had, if it had one.
+    """
+
+    def __init__(self, message: str, identifier: CommandId | None) -> None:
+        super().__init__(ErrorCode.BAD_REQUEST, message)
+        self.id = identifier
+
+
+def parse_command(frame: str | bytes) -> Command:
+    """Read one command.
+
+    Raises:
+        BadCommand: It is no JSON object with a known ``type`` and members of the right types.
+    """
+    try:
+        command = decode(_commands, frame)
+    except NotJSON as error:
+        raise BadCommand(f"unable to read the command; it is no JSON ({error})", None) from None
+    except WrongShape as error:
+        raise _explained(frame, error) from None
+    if isinstance(command.id, str) and len(command.id) > MAX_COMMAND_ID_LENGTH:
+        raise BadCommand(
+            f"unable to use the command's id; {MAX_COMMAND_ID_LENGTH} characters are the most", None
+        )
+    return command
+
+
+def _explained(frame: str | bytes, error: WrongShape) -> BadCommand:
+    try:
+        head = decode(_identified, frame)
+    except WrongShape:
+        message = "unable to read the command; it must be a JSON object with a type and an id"
+        return BadCommand(message, None)
+    if head.type not in _known:
+        known = ", ".join(_known)
+        message = f"unable to carry out a command of type {head.type!r:.60}; known are {known}"
+        return BadCommand(message, head.id)
+    return BadCommand(f"unable to read the {head.type} command; {error}", head.id)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnStatus:
+    """What a client is told of a turn when it attaches.
+
+    Attributes:
+        turn: Which.
+        state: ``queued``, ``running``, ``cancelling`` or the end reason.
+        offset: Of its ``turn-start``.
+    """
+
+    turn: TurnId
+    state: str
+    offset: int
+
+
+def hello(*, node: str, client: str, heartbeat_seconds: float) -> bytes:
+    """The first line of a connection."""
+    return encode(
+        {
+            "type": "hello",
+            "protocol": PROTOCOL,
+            "node": node,
+            "client": client,
+            "heartbeat": heartbeat_seconds,
+        }
+    )
+
+
+def attached(
+    identifier: CommandId,
+    session: SessionId,
+    cursor: Cursor,
+    turns: Iterable[TurnStatus],
+    resync: ResyncReason | None,
+) -> bytes:
+    """The reply to ``attach``; pushes follow from ``cursor``."""
+    reply: dict[str, object] = {
+        "type": "attached",
+        "id": identifier,
+        "session": session,
+        "cursor": str(cursor),
+        "turns": [{"turn": turn.turn, "state": turn.state, "offset": turn.offset} for turn in turns],
+    }
+    if resync is not None:
+        reply["resync"] = resync
+    return encode(reply)
+
+
+def ok(identifier: CommandId) -> bytes:
+    """The reply to a command that has nothing to say."""
+    return encode({"type": "ok", "id": identifier})
+
+
+def pong(identifier: CommandId) -> bytes:
+    """The reply to ``ping``."""
+    return encode({"type": "pong", "id": identifier})
+
+
+def accepted(
+    identifier: CommandId, session: SessionId, turn: TurnId, cursor: Cursor, *, duplicate: bool
+) -> bytes:
+    """The reply to ``send``; ``cursor`` is just before the turn's ``turn-start``."""
+    reply: dict[str, object] = {
+        "type": "accepted",
+        "id": identifier,
+        "session": session,
+        "turn": turn,
+        "cursor": str(cursor),
+    }
+    if duplicate:
+        reply["duplicate"] = True
+    return encode(reply)
+
+
+def cancelled(identifier: CommandId, turns: Iterable[tuple[TurnId, CancelResult]]) -> bytes:
+    """The reply to ``cancel``."""
+    told = [{"turn": turn, "result": result} for turn, result in turns]
+    return encode({"type": "cancelled", "id": identifier, "turns": told})
+
+
+def refused(identifier: CommandId | None, refusal: Refusal) -> bytes:
+    """The reply to a command that was not carried out."""
+    reply: dict[str, object] = {"type": "error"}
+    if identifier is not None:
+        reply["id"] = identifier
+    reply |= {"code": refusal.code, "message": refusal.message, "retryable": refusal.retryable}
+    if refusal.retry_after_seconds is not None:
+        reply["retryAfter"] = refusal.retry_after_seconds
+    return encode(reply)
+
+
+HEARTBEAT = b'{"type":"heartbeat"}'
+
+
+def resync(session: SessionId, reason: ResyncReason) -> bytes:
+    """The push that says: you are detached; attach without ``after``."""
+    return encode({"type": "resync", "session": session, "reason": reason})
+
+
+_TYPES = {
+    RecordKind.TURN_START: b"turn-start",
+    RecordKind.CHUNK: b"chunk",
+    RecordKind.TURN_END: b"turn-end",
+}
+
+
+def encode_push(session: SessionId, record: Record) -> bytes:
+    """A record as its line; made once for all clients of the session."""
+    line = record.line
+    if line is None:
+        draft = record.draft
+        bare_chunk = draft.kind is RecordKind.CHUNK and not draft.plain
+        line = record.line = b'{"type":"%b","session":%b,"offset":%d,"cursor":"%b","turn":%b,%b%b}' % (
+            _TYPES[draft.kind],
+            encode(session),
+            record.offset,
+            str(record.cursor).encode(),
+            encode(record.turn),
+            b'"data":' if bare_chunk else b"",
+            draft.payload,
+        )
+    return line
+
+
+def turn_end(end: End) -> Draft:
+    """A turn's end as the record that the journal keeps."""
+    members: dict[str, object] = {"reason": end.reason}
+    if end.by is not None:
+        members["by"] = told_by(end.by)
+    if end.error is not None:
+        error: dict[str, object] = {"code": end.error.code, "message": end.error.message}
+        if end.error.status is not None:
+            error["status"] = end.error.status
+        if end.error.retry_after_seconds is not None:
+            error["retryAfter"] = end.error.retry_after_seconds
+        members["error"] = error
+    return Draft(RecordKind.TURN_END, encode(members)[1:-1], ai_sdk=end.ai_sdk, done=end.done)
