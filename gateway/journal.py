@@ -1,0 +1,479 @@
+"""The journal: a session's ordered records in Redis, the only truth.
+
+Every change is one Lua script, atomic, and may be repeated after an unknown outcome. All keys of a session
+share one hash tag, a digest of its name, so every script works on a cluster and no name reaches a key.
+This module turns what Redis answers into the nouns of ``core.model``; nothing above it sees raw replies.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gateway.core.model import (
+    Cursor,
+    Draft,
+    NodeId,
+    Overlap,
+    Record,
+    RecordKind,
+    SessionId,
+    TurnId,
+    turn_tag,
+)
+from gateway.store import Argument, Store, StoreUnavailable, load_script
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_BEGIN = load_script("begin")
+_APPEND = load_script("append")
+_END = load_script("end")
+_CANCEL = load_script("cancel")
+_ABORT = load_script("abort")
+_START = load_script("start")
+_TRIM = load_script("trim")
+_READ = load_script("read")
+_LOOK = load_script("look")
+_MARK = load_script("mark")
+_TURN = load_script("turn")
+
+SCRIPTS = (_BEGIN, _APPEND, _END, _CANCEL, _ABORT, _START, _TRIM, _READ, _LOOK, _MARK, _TURN)
+
+PAGE_BYTES = 512 * 1024
+"""What one read brings at the most, give or take a record: some 5,000 chunks."""
+
+TOMBSTONE_SECONDS = 60.0
+"""How long a cancel that came before its send is remembered (DESIGN: 60 s)."""
+
+RUNNING_STATES = frozenset({"queued", "running", "cancelling"})
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """The right to write one turn: compared on every append.
+
+    Attributes:
+        number: Outdates an older holder.
+        token: Random, because a failover may give a number out twice.
+    """
+
+    number: int
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The turn is journalled and ours to produce."""
+
+    start: Cursor
+    fence: Fence
+    waits_for: tuple[TurnId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BegunCancelled:
+    """A cancel came before the send: its start and its end are journalled, and the backend never hears."""
+
+    start: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """The turn was begun before."""
+
+    start: Cursor
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """The turn id was used with another body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Another turn runs, and the send asked to be refused then."""
+
+
+BeginResult = Begun | BegunCancelled | Duplicate | Conflict | Busy
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Journalled.
+
+    Attributes:
+        epoch: Of the journal.
+        last: Offset of the newest record of the call.
+        count: How many of the turn's records are journalled now.
+        state: The turn's: ``cancelling`` when a cancel is asked for.
+    """
+
+    epoch: str
+    last: int
+    count: int
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """The journal has fewer of the turn's records than the caller believed; ask again from ``count``."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The turn has ended already."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """Another may write this turn now; write nothing more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The journal that the turn was begun in is gone, or older than what the caller has seen of it."""
+
+
+AppendResult = Appended | Behind | Ended | Fenced | Lost
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelling:
+    """The turn is marked; ``node`` closes its upstream and ends it."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class NotYet:
+    """No such turn. Remembered, unless only a due abort was asked for."""
+
+
+CancelMark = Cancelling | Ended | NotYet
+
+
+@dataclass(frozen=True, slots=True)
+class TurnLook:
+    """One turn of a session.
+
+    Attributes:
+        turn: Which.
+        state: ``queued``, ``running``, ``cancelling`` or the end reason.
+        first: Offset of its ``turn-start``.
+        node: Who produces or produced it.
+        was_read: A client has read it to its end.
+        refusal: What the backend answered instead of a stream, as JSON; only from :meth:`turn`.
+    """
+
+    turn: TurnId
+    state: str
+    first: int
+    node: NodeId
+    was_read: bool = False
+    refusal: bytes = b""
+
+    @property
+    def is_running(self) -> bool:
+        """It has no ``turn-end`` yet."""
+        return self.state in RUNNING_STATES
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Where a session stands.
+
+    Attributes:
+        epoch: Empty: the session does not exist.
+        last: Newest offset.
+        base: Oldest offset kept.
+        tag: Of the turn at the offset asked for; empty where there is no record.
+        turns: The running ones, oldest first, then the newest that ended.
+    """
+
+    epoch: str
+    last: int
+    base: int
+    tag: str
+    turns: tuple[TurnLook, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Records read back, dense."""
+
+    epoch: str
+    last: int
+    base: int
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    meta: str
+    journal: str
+    turns: str
+    prefix: str
+
+    def turn(self, turn: TurnId) -> str:
+        # The same name as in lua/common.lua, where SHA-1 is the digest at hand.
+        return f"{self.prefix}turn:{hashlib.sha1(turn.encode(), usedforsecurity=False).hexdigest()}"
+
+    def all_of(self, turn: TurnId, user: str) -> tuple[str, ...]:
+        return (self.meta, self.journal, self.turns, self.turn(turn), self.tombstone(turn, user))
+
+    def tombstone(self, turn: TurnId, user: str) -> str:
+        digest = hashlib.sha256(f"{user}\0{turn}".encode()).hexdigest()[:32]
+        return f"{self.prefix}tombstone:{digest}"
+
+
+class SessionJournal:
+    """The verbs of the journal, for any session.
+
+    Args:
+        store: Open.
+        prefix: Starts every key.
+        ttl_seconds: How long a session outlives its last use.
+        window_seconds: How long a turn's records outlive its end.
+    """
+
+    def __init__(self, store: Store, *, prefix: str, ttl_seconds: float, window_seconds: float) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._ttl = milliseconds(ttl_seconds)
+        self._window = milliseconds(window_seconds)
+
+    async def begin(
+        self,
+        session: SessionId,
+        turn: TurnId,
+        *,
+        node: NodeId,
+        token: str,
+        new_epoch: str,
+        digest: str,
+        overlap: Overlap,
+        path: str,
+        user: str,
+        start: Draft,
+        cancelled: Draft,
+    ) -> BeginResult:
+        """Accept a send.
+
+        Args:
+            session: Made if it does not exist.
+            turn: Named by the client, or minted for it.
+            node: Who will produce it.
+            token: Random; half of the fence.
+            new_epoch: Random; taken if the journal has to be made.
+            digest: Of path and body: the same turn id with another one is a conflict.
+            overlap: What to do when another turn runs.
+            path: The chat path.
+            user: Who sends; owns the session if nobody does.
+            start: The ``turn-start``.
+            cancelled: The ``turn-end`` for the case that a cancel came first.
+
+        Raises:
+            StoreUnavailable: Nothing is known; repeat the same call.
+        """
+        keys = self._keys(session)
+        reply = await self._store.writes.call(
+            _BEGIN,
+            keys.all_of(turn, user),
+            (
+                "", 0, new_epoch, turn, node, token, digest, overlap, self._ttl, path, user,
+                stored_kind(start), start.payload, stored_kind(cancelled), cancelled.payload,
+            ),
+        )  # fmt: skip
+        match reply[0]:
+            case b"BEGUN":
+                waits_for = tuple(TurnId(other.decode()) for other in reply[4:])
+                return Begun(_cursor(reply, turn), Fence(reply[3], token), waits_for)
+            case b"CANCELLED":
+                return BegunCancelled(_cursor(reply, turn))
+            case b"DUPLICATE":
+                return Duplicate(_cursor(reply, turn), reply[3].decode())
+            case b"CONFLICT":
+                return Conflict()
+            case b"BUSY":
+                return Busy()
+            case _:
+                raise StoreUnavailable("unable to send; the journal is behind what was seen of it")
+
+    async def append(
+        self, session: SessionId, turn: TurnId, fence: Fence, *, index: int, drafts: Sequence[Draft]
+    ) -> AppendResult:
+        """Journal a turn's records from ``index`` on (0: the first after its start); it ignores those it has.
+
+        Raises:
+            StoreUnavailable: Nothing is known; repeat the same call.
+        """
+        arguments: list[Argument] = ["", 0, turn, fence.number, fence.token, index, self._ttl]
+        return await self._append(_APPEND, session, turn, arguments, drafts)
+
+    async def end(
+        self,
+        session: SessionId,
+        turn: TurnId,
+        fence: Fence,
+        *,
+        index: int,
+        reason: str,
+        drafts: Sequence[Draft],
+        refusal: bytes = b"",
+    ) -> AppendResult:
+        """Journal what closes a turn and its ``turn-end``, the last of ``drafts``.
+
+        Raises:
+            StoreUnavailable: Nothing is known; repeat the same call.
+        """
+        arguments: list[Argument] = [
+            "", 0, turn, fence.number, fence.token, index, self._ttl, reason, "", refusal,
+        ]  # fmt: skip
+        result = await self._append(_END, session, turn, arguments, drafts)
+        keys = self._keys(session)
+        self._store.writes.tell(_TRIM, (keys.meta, keys.journal, keys.turns), (self._window,))
+        return result
+
+    async def seal(
+        self, session: SessionId, turn: TurnId, *, node: NodeId, reason: str, end: Draft
+    ) -> AppendResult:
+        """End a turn whose node is gone; its fence is void from then on."""
+        arguments: list[Argument] = ["", 0, turn, 0, "", "", self._ttl, reason, node, b""]
+        return await self._append(_END, session, turn, arguments, (end,))
+
+    async def cancel(
+        self, session: SessionId, turn: TurnId, *, user: str, only_due: bool = False
+    ) -> CancelMark:
+        """Mark a turn as to be ended.
+
+        Args:
+            session: Whose.
+            turn: Which.
+            user: Who cancels; one user's wish does not touch another's turn of the same name.
+            only_due: Only if an abort is pending and due.
+        """
+        keys = self._keys(session)
+        reply = await self._store.writes.call(
+            _CANCEL,
+            (keys.turn(turn), keys.tombstone(turn, user)),
+            (milliseconds(TOMBSTONE_SECONDS), "due" if only_due else "now"),
+        )
+        match reply[0]:
+            case b"CANCELLING":
+                return Cancelling(NodeId(reply[1].decode()))
+            case b"ENDED":
+                return Ended(reply[1].decode())
+            case _:
+                return NotYet()
+
+    async def abort(self, session: SessionId, turn: TurnId, *, seconds: float | None) -> None:
+        """Set the deadline of an ambiguous abort; ``None`` takes it back."""
+        deadline = "" if seconds is None else milliseconds(seconds)
+        await self._store.writes.call(_ABORT, (self._keys(session).turn(turn),), (deadline,))
+
+    async def start(self, session: SessionId, turn: TurnId, fence: Fence) -> bool:
+        """A queued turn may go to the backend now; False: it was cancelled or fenced meanwhile."""
+        reply = await self._store.writes.call(_START, (self._keys(session).turn(turn),), (fence.token,))
+        return bool(reply[0] == b"RUNNING")
+
+    async def mark_read(self, session: SessionId, turn: TurnId) -> None:
+        """Note that a client has read the turn to its end."""
+        await self._store.writes.call(_MARK, (self._keys(session).turn(turn),), ())
+
+    async def look(self, session: SessionId, *, offset: int = 0) -> Look:
+        """Where the session stands, and whose the record at ``offset`` is."""
+        keys = self._keys(session)
+        epoch, last, base, turn, told = await self._store.reads.call(
+            _LOOK, (keys.meta, keys.journal, keys.turns), (offset,)
+        )
+        turns = tuple(
+            TurnLook(TurnId(name.decode()), state.decode(), first, NodeId(node.decode()), was_read=bool(read))
+            for name, state, first, node, read in told
+        )
+        tag = turn_tag(TurnId(turn.decode())) if turn else ""
+        return Look(epoch.decode(), last, base, tag, turns)
+
+    async def turn(self, session: SessionId, turn: TurnId) -> TurnLook | None:
+        """What is known of one turn."""
+        state, node, first, refusal, _ = await self._store.reads.call(
+            _TURN, (self._keys(session).turn(turn),), ()
+        )
+        if not state:
+            return None
+        return TurnLook(turn, state.decode(), first, NodeId(node.decode()), refusal=refusal)
+
+    async def read(self, session: SessionId, *, after: int, limit_bytes: int = PAGE_BYTES) -> Page:
+        """Records after an offset: at least one if there is one, and about ``limit_bytes`` at the most."""
+        keys = self._keys(session)
+        epoch, last, base, found = await self._store.reads.call(
+            _READ, (keys.meta, keys.journal), (after, limit_bytes)
+        )
+        text = epoch.decode()
+        records = tuple(
+            _record(text, after + number, turn, kind, payload)
+            for number, (turn, kind, payload) in enumerate(found, start=1)
+        )
+        return Page(text, last, base, records)
+
+    async def _append(
+        self,
+        script: Any,
+        session: SessionId,
+        turn: TurnId,
+        arguments: list[Argument],
+        drafts: Sequence[Draft],
+    ) -> AppendResult:
+        keys = self._keys(session)
+        for draft in drafts:
+            arguments += (stored_kind(draft), draft.payload)
+        reply = await self._store.writes.call(
+            script, (keys.meta, keys.journal, keys.turns, keys.turn(turn)), arguments
+        )
+        match reply[0]:
+            case b"APPENDED":
+                return Appended(reply[1].decode(), reply[2], reply[3], reply[4].decode())
+            case b"BEHIND":
+                return Behind(reply[1])
+            case b"ENDED":
+                return Ended(reply[1].decode())
+            case b"FENCED":
+                return Fenced()
+            case _:
+                return Lost()
+
+    def _keys(self, session: SessionId) -> _Keys:
+        digest = hashlib.sha256(session.encode()).digest()[:16]
+        prefix = f"{self._prefix}:{{{base64.urlsafe_b64encode(digest).decode().rstrip('=')}}}:"
+        return _Keys(meta=f"{prefix}meta", journal=f"{prefix}journal", turns=f"{prefix}turns", prefix=prefix)
+
+
+def milliseconds(seconds: float) -> int:
+    """Redis counts in them."""
+    return max(1, round(seconds * 1000))
+
+
+def stored_kind(draft: Draft) -> str:
+    """Kind and flags as the journal keeps them."""
+    flags = ("p" if draft.plain else "") + ("a" if draft.ai_sdk else "") + ("d" if draft.done else "")
+    return draft.kind.value + flags
+
+
+def _record(epoch: str, offset: int, turn: bytes, kind: bytes, payload: bytes) -> Record:
+    name = TurnId(turn.decode())
+    letters = kind.decode()
+    draft = Draft(
+        RecordKind(letters[0]), payload, plain="p" in letters, ai_sdk="a" in letters, done="d" in letters
+    )
+    return Record(Cursor(epoch, offset, turn_tag(name)), name, draft)
+
+
+def _cursor(reply: list[Any], turn: TurnId) -> Cursor:
+    return Cursor(reply[1].decode(), reply[2], turn_tag(turn))

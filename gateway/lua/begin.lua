@@ -1,0 +1,70 @@
+#!lua
+-- Accepts a send: makes the journal if there is none, journals `turn-start`, registers the turn.
+--
+-- KEYS: meta, journal, turns, turn, tombstone
+-- ARGV: 1 seen epoch, 2 seen offset, 3 new epoch, 4 turn id, 5 node, 6 token, 7 digest, 8 overlap,
+--       9 ttl ms, 10 path, 11 user, 12 kind of the start, 13 its payload,
+--       14 kind and 15 payload of the end if a cancel came first
+--
+-- Returns {'BEGUN', epoch, offset of the start, fence, the turns to wait for ...}
+--         {'CANCELLED', epoch, offset of the start}: a cancel came first; start and end are journalled
+--         {'DUPLICATE', epoch, offset of the start, state}
+--         {'CONFLICT'}: the turn id had another body   {'BUSY'}: another turn runs
+--         {'REWOUND'}: the journal is behind what the caller has seen
+local meta, journal, turns, turn, tombstone = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local known = redis.call('HMGET', turn, 'digest', 'epoch', 'first', 'state')
+if known[1] then
+  if known[1] ~= ARGV[7] then return {'CONFLICT'} end
+  return {'DUPLICATE', known[2], tonumber(known[3]), known[4]}
+end
+
+local head = redis.call('HMGET', meta, 'epoch', 'last')
+local epoch, last = head[1], tonumber(head[2] or '0')
+if epoch and rewound(epoch, last, ARGV[1], tonumber(ARGV[2])) then return {'REWOUND'} end
+
+local running = redis.call('ZRANGEBYSCORE', turns, '+inf', '+inf')
+local cancelled = redis.call('EXISTS', tombstone) == 1
+if #running > 0 and ARGV[8] == 'reject' and not cancelled then return {'BUSY'} end
+
+-- From here on everything is written.
+local at = now_ms()
+if not epoch then
+  epoch = ARGV[3]
+  -- What is left of a journal whose meta was evicted belongs to nobody's epoch.
+  redis.call('DEL', journal, turns)
+  running = {}
+  redis.call('HSET', meta, 'epoch', epoch, 'base', 1, 'created', at)
+end
+redis.call('HSETNX', meta, 'owner', ARGV[11])
+local fence = redis.call('HINCRBY', meta, 'fence', 1)
+local first = last + 1
+last = first
+redis.call('XADD', journal, entry_id(first), 't', ARGV[4], 'k', ARGV[12], 'd', ARGV[13])
+local member = whole(first) .. '/' .. ARGV[4]
+
+local waits_for = {}
+if cancelled then
+  last = last + 1
+  redis.call('XADD', journal, entry_id(last), 't', ARGV[4], 'k', ARGV[14], 'd', ARGV[15])
+  redis.call('DEL', tombstone)
+  redis.call('ZADD', turns, at, member)
+elseif ARGV[8] == 'interrupt' then
+  for _, other in ipairs(running) do
+    local _, id = split_member(other)
+    local key = turn_key_of(meta, id)
+    redis.call('HSET', key, 'state', 'cancelling')
+    redis.call('HDEL', key, 'abort_at')
+    table.insert(waits_for, id)
+  end
+end
+local state = cancelled and 'cancelled' or (#waits_for > 0 and 'queued' or 'running')
+redis.call('HSET', turn, 'epoch', epoch, 'first', first, 'last', last, 'count', 0, 'state', state,
+  'node', ARGV[5], 'fence', fence, 'token', ARGV[6], 'digest', ARGV[7], 'path', ARGV[10],
+  'touched', at)
+if not cancelled then redis.call('ZADD', turns, 'inf', member) end
+redis.call('HSET', meta, 'last', last, 'used', at)
+for index = 1, 4 do redis.call('PEXPIRE', KEYS[index], ARGV[9]) end
+if cancelled then return {'CANCELLED', epoch, first} end
+local reply = {'BEGUN', epoch, first, fence}
+for _, id in ipairs(waits_for) do table.insert(reply, id) end
+return reply

@@ -1,0 +1,27 @@
+#!lua flags=no-writes
+-- Reads records after an offset.
+--
+-- KEYS: meta, journal
+-- ARGV: 1 after, 2 most payload bytes (at least one record comes)
+--
+-- Returns {epoch or '', newest offset, oldest offset kept, {{turn, kind, payload}, ...}}. The records are
+-- dense from `after` + 1; where the journal has a hole they stop before it.
+local head = redis.call('HMGET', KEYS[1], 'epoch', 'last', 'base')
+if not head[1] then return {'', 0, 1, {}} end
+local records, bytes, after = {}, 0, tonumber(ARGV[1])
+local limit = tonumber(ARGV[2])
+local page
+repeat
+  page = redis.call('XRANGE', KEYS[2], entry_id(after + 1), '+', 'COUNT', 64)
+  for _, entry in ipairs(page) do
+    if bytes >= limit or entry[1] ~= entry_id(after + 1) then
+      page = {}
+      break
+    end
+    local fields = entry[2]
+    table.insert(records, {fields[2], fields[4], fields[6]})
+    bytes = bytes + #fields[6] + 64
+    after = after + 1
+  end
+until #page < 64
+return {head[1], tonumber(head[2]), tonumber(head[3]), records}

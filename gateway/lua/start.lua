@@ -1,0 +1,12 @@
+#!lua
+-- A queued turn's turn has come: those it waited for have ended.
+--
+-- KEYS: turn
+-- ARGV: 1 token
+--
+-- Returns {'RUNNING'}   {'CANCELLING'}   {'FENCED'}
+local known = redis.call('HMGET', KEYS[1], 'state', 'token')
+if known[2] ~= ARGV[1] then return {'FENCED'} end
+if known[1] ~= 'queued' then return {'CANCELLING'} end
+redis.call('HSET', KEYS[1], 'state', 'running')
+return {'RUNNING'}
