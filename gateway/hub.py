@@ -1,0 +1,295 @@
+"""One tail per session, and subscribers that pull.
+
+A tail holds the newest records of a session that somebody on this node is attached to, each encoded once.
+A subscriber is a place in it. It is woken when there is something new, takes all of it when its socket has
+room, and is woken again. So a slow client costs its place and nothing else: it gets bigger batches, and when
+it has fallen off the tail it reads from the journal.
+
+A subscriber is registered first and placed second, so nothing that is journalled in between is missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import structlog
+
+from gateway import telemetry
+from gateway.core.attachment import Attachment, GapError
+from gateway.core.model import Cursor, ResyncReason
+from gateway.store import StoreError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gateway.core.model import Record, SessionId
+    from gateway.journal import SessionJournal
+
+log = structlog.get_logger(__name__)
+
+TAIL_BYTES = 256 * 1024
+"""What a tail holds: some seconds of an answer; who is further behind reads the journal."""
+
+READ_RETRY_SECONDS = 0.5
+
+
+class Resync(Exception):
+    """The subscriber cannot continue; it is detached and must attach from a complete state.
+
+    Attributes:
+        reason: Why.
+    """
+
+    def __init__(self, reason: ResyncReason) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Tail:
+    """The newest records of one session."""
+
+    __slots__ = ("epoch", "last", "lost", "records", "session", "size", "subscribers", "total_bytes")
+
+    def __init__(self, session: SessionId) -> None:
+        self.session = session
+        self.epoch: str | None = None
+        self.last: int | None = None
+        """Newest offset known to be in the journal; ``None`` until somebody looked."""
+        self.records: list[Record] = []
+        self.size = 0
+        self.total_bytes = 0
+        """All that was ever added: the difference of two readings is a lag."""
+        self.lost = False
+        self.subscribers: set[Subscriber] = set()
+
+    def add(self, records: Sequence[Record]) -> bool:
+        """Take what was just journalled; False: it does not follow on what is here."""
+        first = records[0]
+        if self.last is not None:
+            if first.offset > self.last + 1 or self.epoch not in {"", first.cursor.epoch}:
+                return False
+            if first.offset <= self.last:
+                records = records[self.last + 1 - first.offset :]
+        if not records:
+            return True
+        self.epoch, self.last = first.cursor.epoch, records[-1].offset
+        self.records += records
+        added = sum(record.size for record in records)
+        self.size += added
+        self.total_bytes += added
+        if self.size > TAIL_BYTES:
+            self._forget_oldest()
+        return True
+
+    def after(self, offset: int) -> Sequence[Record] | None:
+        """The records after an offset; ``None`` if the next one is not here any more."""
+        if not self.records or self.records[0].offset > offset + 1:
+            return None
+        return self.records[offset + 1 - self.records[0].offset :]
+
+    def skip_to(self, last: int, epoch: str) -> None:
+        """The journal went on without this tail; what is here no longer joins its end."""
+        self.records, self.size = [], 0
+        self.last, self.epoch = last, epoch
+
+    def wake(self) -> None:
+        """There is something new, or the end."""
+        for subscriber in self.subscribers:
+            subscriber.wake()
+
+    def _forget_oldest(self) -> None:
+        """Drop the older half at once, so that dropping costs little per record."""
+        index = 0
+        while self.size > TAIL_BYTES // 2 and index < len(self.records) - 1:
+            self.size -= self.records[index].size
+            index += 1
+        del self.records[:index]
+
+
+class Subscriber:
+    """One client's attachment to one session. Made by :meth:`Hub.subscribe`; close it when done.
+
+    Attributes:
+        wake: Called when there may be something to pull; must not block.
+    """
+
+    __slots__ = ("_attachment", "_caught_up_at", "_hub", "_seen_bytes", "_tail", "carrier", "wake")
+
+    def __init__(self, hub: Hub, tail: Tail, wake: Callable[[], None], carrier: str) -> None:
+        self.wake = wake
+        self.carrier = carrier
+        self._hub = hub
+        self._tail = tail
+        self._attachment: Attachment | None = None
+        self._caught_up_at = 0
+        self._seen_bytes = 0
+
+    @property
+    def session(self) -> SessionId:
+        """Whose records it gets."""
+        return self._tail.session
+
+    @property
+    def offset(self) -> int:
+        """The last record had."""
+        return 0 if self._attachment is None else self._attachment.offset
+
+    def place_at(self, cursor: Cursor, *, last: int) -> None:
+        """Begin, or begin again, after a cursor.
+
+        Args:
+            cursor: Where.
+            last: The journal's newest offset when it was looked at, after this subscriber was registered.
+        """
+        tail = self._tail
+        if tail.last is None:
+            tail.last, tail.epoch = last, cursor.epoch
+        self._attachment = Attachment(cursor)
+        self._caught_up_at = tail.last
+        self._seen_bytes = tail.total_bytes
+        self.wake()
+
+    @property
+    def has_more(self) -> bool:
+        """Whether a pull would bring something, or the news that it cannot continue."""
+        tail, attachment = self._tail, self._attachment
+        return attachment is not None and (tail.lost or (tail.last or 0) > attachment.offset)
+
+    async def pull(self) -> Sequence[Record]:
+        """Take what is new: all that the tail has, or a page of the journal. Empty if nothing is.
+
+        Raises:
+            Resync: It cannot continue. Close it.
+        """
+        tail, attachment = self._tail, self._attachment
+        if attachment is None or not self.has_more:
+            return ()
+        if attachment.epoch == "" and attachment.offset == 0:
+            attachment.epoch = tail.epoch or ""  # it came before the session did
+        if tail.lost or attachment.epoch != tail.epoch:
+            raise self._resync(ResyncReason.EPOCH_CHANGED)
+        if tail.total_bytes - self._seen_bytes > self._hub.max_lag_bytes:
+            raise self._resync(ResyncReason.TOO_FAR_BEHIND)
+        records = tail.after(attachment.offset)
+        if records is None:
+            records = await self._read_back(attachment)
+        try:
+            new = attachment.take(records)
+        except GapError:
+            log.exception("hub.gap", session=tail.session)
+            raise self._resync(ResyncReason.EPOCH_CHANGED) from None
+        self._count(new)
+        return new
+
+    def close(self) -> None:
+        """Receive no more. Idempotent."""
+        self._hub.unsubscribe(self)
+
+    def _count(self, records: Sequence[Record]) -> None:
+        if self._tail.last == self.offset:
+            self._seen_bytes = self._tail.total_bytes
+        else:
+            since = self._caught_up_at
+            self._seen_bytes += sum(record.size for record in records if record.offset > since)
+
+    async def _read_back(self, attachment: Attachment) -> Sequence[Record]:
+        try:
+            page = await self._hub.journal.read(self.session, after=attachment.offset)
+        except (StoreUnavailable, StoreError):
+            # Readers wait (DESIGN §8): the wake below brings them back here.
+            asyncio.get_running_loop().call_later(READ_RETRY_SECONDS, self.wake)
+            return ()
+        if page.epoch != attachment.epoch:
+            raise self._resync(ResyncReason.EPOCH_CHANGED)
+        if attachment.offset < page.base - 1:
+            raise self._resync(ResyncReason.TRIMMED)
+        if not page.records and page.last > attachment.offset:
+            raise self._resync(ResyncReason.EPOCH_CHANGED)
+        return page.records
+
+    @staticmethod
+    def _resync(reason: ResyncReason) -> Resync:
+        telemetry.resyncs.labels(reason=reason).inc()
+        return Resync(reason)
+
+
+class Hub:
+    """The tails of a node.
+
+    Args:
+        journal: Where who is far behind reads.
+        max_lag_bytes: Bytes written since a subscriber was placed that it may not have had yet.
+    """
+
+    def __init__(self, journal: SessionJournal, *, max_lag_bytes: int) -> None:
+        self.journal = journal
+        self.max_lag_bytes = max_lag_bytes
+        self._tails: dict[SessionId, Tail] = {}
+        self._catching_up: dict[SessionId, asyncio.Task[None]] = {}
+
+    def subscribe(self, session: SessionId, wake: Callable[[], None], *, carrier: str) -> Subscriber:
+        """Register for a session's records; look at the journal next, then :meth:`Subscriber.place_at`."""
+        tail = self._tails.get(session)
+        if tail is None or tail.lost:
+            tail = self._tails[session] = Tail(session)
+        subscriber = Subscriber(self, tail, wake, carrier)
+        tail.subscribers.add(subscriber)
+        telemetry.attached_subscribers.labels(carrier=carrier).inc()
+        return subscriber
+
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        """Forget a subscriber, and its tail with the last of them."""
+        tail = subscriber._tail  # noqa: SLF001 - a subscriber is the hub's own
+        if subscriber not in tail.subscribers:
+            return
+        tail.subscribers.discard(subscriber)
+        telemetry.attached_subscribers.labels(carrier=subscriber.carrier).dec()
+        if not tail.subscribers and self._tails.get(tail.session) is tail:
+            del self._tails[tail.session]
+
+    def publish(self, session: SessionId, records: Sequence[Record]) -> None:
+        """Show what was just journalled.
+
+        Args:
+            session: Whose.
+            records: Dense; empty: something was journalled, and only the journal knows what.
+        """
+        tail = self._tails.get(session)
+        if tail is None:
+            return
+        if records and tail.add(records):
+            tail.wake()
+        elif session not in self._catching_up:
+            task = asyncio.create_task(self._catch_up(tail), name=f"catch-up-{session}")
+            self._catching_up[session] = task
+            task.add_done_callback(lambda _: self._catching_up.pop(session, None))
+
+    def lose(self, session: SessionId) -> None:
+        """The session's journal is gone: everybody attached is told."""
+        tail = self._tails.pop(session, None)
+        if tail is not None:
+            tail.lost = True
+            tail.wake()
+
+    async def close(self) -> None:
+        """End what runs."""
+        tasks = list(self._catching_up.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _catch_up(self, tail: Tail) -> None:
+        """Look where the journal ends; subscribers read what the tail does not have."""
+        while tail.subscribers and not tail.lost:
+            try:
+                look = await self.journal.look(tail.session)
+            except (StoreUnavailable, StoreError):
+                await asyncio.sleep(READ_RETRY_SECONDS)
+                continue
+            if tail.epoch not in {None, "", look.epoch}:
+                self.lose(tail.session)
+            elif tail.last is None or look.last > tail.last:
+                tail.skip_to(look.last, look.epoch)
+                tail.wake()
+            return

@@ -1,0 +1,508 @@
+"""The verbs of a session, whatever the carrier: send, attach, resume, cancel, abort.
+
+Nothing here knows a socket. A connection that ends is not told to this module at all; only what a client
+says can end a turn. A send or cancel that has begun runs to its end, also when its client is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import structlog
+
+from gateway import telemetry
+from gateway.core import wire
+from gateway.core.attachment import place
+from gateway.core.model import (
+    By,
+    CancelResult,
+    Cursor,
+    Draft,
+    EndCode,
+    EndReason,
+    ErrorCode,
+    NodeId,
+    Overlap,
+    Record,
+    RecordKind,
+    Refusal,
+    ResyncReason,
+    SessionId,
+    TurnError,
+    TurnId,
+)
+from gateway.core.sendbody import turn_start
+from gateway.core.turn import End
+from gateway.journal import (
+    Appended,
+    BeginResult,
+    Begun,
+    BegunCancelled,
+    Busy,
+    Cancelling,
+    Conflict,
+    Duplicate,
+    Ended,
+    Look,
+    SessionJournal,
+    TurnLook,
+)
+from gateway.producer import Assignment, Opening
+from gateway.store import StoreError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from multidict import CIMultiDict
+
+    from gateway.config import Config
+    from gateway.core.sendbody import SendBody
+    from gateway.hub import Hub, Subscriber
+    from gateway.lease import Lease
+    from gateway.turns import RunningTurns
+    from gateway.upstream import UpstreamClient
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+CANCEL_SECONDS = 5.0
+"""How long a cancel waits for the turn's end before it is refused as retryable."""
+
+RETRY_AFTER_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SendRequest:
+    """A send, parsed.
+
+    Attributes:
+        session: Of which session.
+        turn: Named by the client, or minted for it.
+        body: As it goes to the backend.
+        path: The chat path, percent-encoded, with its query.
+        headers: End to end, for the backend.
+        by: Who.
+        overlap: What to do when another turn runs.
+        takes_answer: The sender's wire can pass on an answer that is no stream.
+    """
+
+    session: SessionId
+    turn: TurnId
+    body: SendBody
+    path: str
+    headers: CIMultiDict[str]
+    by: By
+    overlap: Overlap
+    takes_answer: bool = False
+
+    @property
+    def chat_path(self) -> str:
+        """The path without its query, which may hold secrets."""
+        return self.path.partition("?")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The turn is journalled.
+
+    Attributes:
+        session: Whose.
+        turn: Which.
+        before: Just before its ``turn-start``.
+        duplicate: It was begun by an earlier send.
+        opening: What the backend answers with; ``None`` where this send did not start the turn, or it was
+            cancelled before.
+    """
+
+    session: SessionId
+    turn: TurnId
+    before: Cursor
+    duplicate: bool = False
+    opening: asyncio.Future[Opening] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A subscriber, placed.
+
+    Attributes:
+        subscriber: Pull from it; close it.
+        cursor: Where its records follow from.
+        turns: The running ones, and the newest that ended.
+        resync: Why it does not continue where the client wanted, if it does not.
+    """
+
+    subscriber: Subscriber
+    cursor: Cursor
+    turns: tuple[wire.TurnStatus, ...]
+    resync: ResyncReason | None
+
+
+class Sessions:
+    """All sessions, as this node serves them.
+
+    Args:
+        config: For policies and bounds.
+        journal: Where records are.
+        hub: Who is attached.
+        lease: Who is gone.
+        turns: What runs here.
+        upstream: The backend.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        journal: SessionJournal,
+        hub: Hub,
+        lease: Lease,
+        turns: RunningTurns,
+        upstream: UpstreamClient,
+    ) -> None:
+        self.draining = False
+        """Set when the node stops: sends are refused from then on."""
+        self._config = config
+        self._journal = journal
+        self._hub = hub
+        self._lease = lease
+        self._turns = turns
+        self._upstream = upstream
+
+    # -- send
+
+    async def send(
+        self, request: SendRequest, *, accepted: Callable[[Accepted], None] = lambda _: None
+    ) -> Accepted:
+        """Ask for a turn.
+
+        Args:
+            request: What for.
+            accepted: Called as soon as the turn is journalled, before anybody is shown a record of it.
+
+        Raises:
+            Refusal: Nothing was sent to the backend by this call.
+        """
+        try:
+            self._refuse_when_full()
+            outcome = await self._to_its_end(self._send(request, accepted), f"send-{request.turn}")
+        except Refusal as refusal:
+            telemetry.sends.labels(result=refusal.code).inc()
+            raise
+        telemetry.sends.labels(result="duplicate" if outcome.duplicate else "accepted").inc()
+        return outcome
+
+    def _refuse_when_full(self) -> None:
+        if self.draining:
+            message = "unable to send; this node is stopping, another takes it"
+            raise Refusal(ErrorCode.DRAINING, message, retry_after_seconds=RETRY_AFTER_SECONDS)
+        if self._turns.budget.is_full:
+            message = "unable to send; this node holds as much of running turns as GATEWAY_MAX_BUFFER allows"
+            raise Refusal(ErrorCode.RATE_LIMITED, message, retry_after_seconds=RETRY_AFTER_SECONDS)
+
+    async def _send(self, request: SendRequest, accepted: Callable[[Accepted], None]) -> Accepted:
+        if request.overlap is not Overlap.PARALLEL:
+            await self._look(request.session)  # the turns of a node that is gone do not count as running
+        start = Draft(RecordKind.TURN_START, self._start_members(request))
+        result = await self._begin(request, start)
+        outcome: Accepted
+        match result:
+            case Begun():
+                producer = self._turns.start(self._assignment(request, result))
+                outcome = _accepted(request, result.start, opening=producer.opening)
+                accepted(outcome)
+                self._hub.publish(request.session, (Record(result.start, request.turn, start),))
+                for other in result.waits_for:
+                    self._turns.cancel(request.session, other, request.by)
+            case BegunCancelled(cursor):
+                outcome = _accepted(request, cursor)
+                accepted(outcome)
+                self._hub.publish(request.session, ())
+                self._lease.release(request.session, request.turn)
+            case Duplicate(cursor):
+                running = self._turns.get(request.session, request.turn)
+                opening = None if running is None else running.opening
+                outcome = _accepted(request, cursor, duplicate=True, opening=opening)
+                accepted(outcome)
+            case Conflict() | Busy():
+                raise _refused(result)
+        return outcome
+
+    async def _begin(self, request: SendRequest, start: Draft) -> BeginResult:
+        self._lease.claim(request.session, request.turn)
+        try:
+            return await self._journal.begin(
+                request.session,
+                request.turn,
+                node=self._lease.node,
+                token=secrets.token_hex(8),
+                new_epoch=secrets.token_hex(8),
+                digest=_digest(request),
+                overlap=request.overlap,
+                path=request.chat_path,
+                user=request.by.user,
+                start=start,
+                cancelled=wire.turn_end(End(EndReason.CANCELLED, by=request.by)),
+            )
+        except (StoreUnavailable, StoreError) as error:
+            raise _store_refusal(error) from error
+
+    def _start_members(self, request: SendRequest) -> bytes:
+        return turn_start(
+            request.body,
+            path=request.chat_path,
+            by=request.by,
+            at_milliseconds=time.time_ns() // 1_000_000,
+            max_bytes=self._config.max_event_bytes,
+        )
+
+    def _assignment(self, request: SendRequest, begun: Begun) -> Assignment:
+        def gate() -> Coroutine[object, object, bool] | None:
+            return self._wait_for_turn(request, begun) if begun.waits_for else None
+
+        return Assignment(
+            session=request.session,
+            turn=request.turn,
+            fence=begun.fence,
+            answer_id=request.body.answer_id(request.turn),
+            call=self._upstream.call(request.path, body=request.body.raw, headers=request.headers),
+            gate=gate,
+            takes_answer=request.takes_answer,
+        )
+
+    async def _wait_for_turn(self, request: SendRequest, begun: Begun) -> bool:
+        """An interrupting send goes to the backend when those it cancelled have let go of it."""
+        others = [self._turns.get(request.session, turn) for turn in begun.waits_for]
+        waiting = [producer.ended for producer in others if producer is not None]
+        if waiting:
+            await asyncio.wait(waiting, timeout=CANCEL_SECONDS)
+        return await self._journal.start(request.session, request.turn, begun.fence)
+
+    # -- attach and resume
+
+    async def attach(
+        self, session: SessionId, after: Cursor | None, wake: Callable[[], None], *, carrier: str
+    ) -> Attached:
+        """Receive a session's records.
+
+        Args:
+            session: Need not exist; nothing is created.
+            after: Where to continue; ``None``: from the first record kept.
+            wake: Called when there may be something to pull.
+            carrier: For the metrics.
+
+        Raises:
+            Refusal: The store is away.
+        """
+        subscriber = self._hub.subscribe(session, wake, carrier=carrier)
+        try:
+            return await self.place(subscriber, after)
+        except BaseException:
+            subscriber.close()
+            raise
+
+    async def place(self, subscriber: Subscriber, after: Cursor | None) -> Attached:
+        """Put a registered subscriber where its client wants to continue.
+
+        Raises:
+            Refusal: The store is away.
+        """
+        session = subscriber.session
+        look = await self._look(session, offset=0 if after is None else after.offset)
+        where = place(after, epoch=look.epoch, last=look.last, base=look.base, tag=look.tag)
+        if where.resync is not None:
+            telemetry.resyncs.labels(reason=where.resync).inc()
+        elif after is not None and after.offset:
+            telemetry.resumes.labels(carrier=subscriber.carrier).inc()
+        subscriber.place_at(where.cursor, last=look.last)
+        self._take_back_aborts(session, look.turns)
+        turns = tuple(wire.TurnStatus(turn.turn, turn.state, turn.first) for turn in look.turns)
+        return Attached(subscriber, where.cursor, turns, where.resync)
+
+    async def newest_turn(self, session: SessionId) -> tuple[TurnId, Cursor] | None:
+        """The turn that a client of the SDK's own wires resumes, and the place just before it.
+
+        The newest running one; else the newest that ended, if no client has read it to its end: a reload
+        while an answer ended must not lose it.
+
+        Raises:
+            Refusal: The store is away.
+        """
+        look = await self._look(session)
+        self._take_back_aborts(session, look.turns)
+        running = [turn for turn in look.turns if turn.is_running]
+        unread = [turn for turn in look.turns if not turn.is_running and not turn.was_read]
+        for turn in (*running[-1:], *unread):
+            if turn.first >= look.base:
+                return turn.turn, Cursor(look.epoch, turn.first - 1)
+        return None
+
+    async def turn(self, session: SessionId, turn: TurnId) -> TurnLook | None:
+        """What is known of one turn.
+
+        Raises:
+            Refusal: The store is away.
+        """
+        try:
+            return await self._journal.turn(session, turn)
+        except (StoreUnavailable, StoreError) as error:
+            raise _store_refusal(error) from error
+
+    async def was_read(self, session: SessionId, turn: TurnId) -> None:
+        """A client has been written the turn's end; unnoted, a reload shows the answer once more."""
+        try:
+            await self._journal.mark_read(session, turn)
+        except (StoreUnavailable, StoreError) as error:
+            log.warning("turn.read-not-noted", session=session, turn=turn, error=str(error))
+
+    def was_read_soon(self, session: SessionId, turn: TurnId) -> None:
+        """As :meth:`was_read`, without waiting."""
+        self._turns.spawn(self.was_read(session, turn), f"was-read-{turn}")
+
+    async def _look(self, session: SessionId, *, offset: int = 0) -> Look:
+        """Where a session stands, after the turns of nodes that are gone were ended."""
+        try:
+            look = await self._journal.look(session, offset=offset)
+            orphans = [
+                turn for turn in look.turns if turn.is_running and await self._lease.is_gone(turn.node)
+            ]
+            for turn in orphans:
+                await self.seal(session, turn.turn, turn.node)
+            return await self._journal.look(session, offset=offset) if orphans else look
+        except (StoreUnavailable, StoreError) as error:
+            raise _store_refusal(error) from error
+
+    # -- cancel and abort
+
+    async def cancel(
+        self, session: SessionId, turn: TurnId | None, by: By
+    ) -> list[tuple[TurnId, CancelResult]]:
+        """End one turn, or all that run: the backend's connection is closed before this returns.
+
+        Raises:
+            Refusal: A turn's end could not be journalled yet; repeat it.
+        """
+        if turn is None:
+            look = await self._look(session)
+            named = [other.turn for other in look.turns if other.is_running]
+        else:
+            named = [turn]
+        cancelling = [self._to_its_end(self._cancel(session, name, by), f"cancel-{name}") for name in named]
+        results = await asyncio.gather(*cancelling)
+        for result in results:
+            telemetry.cancels.labels(result=result).inc()
+        return list(zip(named, results, strict=True))
+
+    async def _cancel(self, session: SessionId, turn: TurnId, by: By) -> CancelResult:
+        try:
+            mark = await self._journal.cancel(session, turn, user=by.user)
+        except (StoreUnavailable, StoreError) as error:
+            # The model need not wait for the store; the client's answer does.
+            self._turns.cancel(session, turn, by)
+            raise _store_refusal(error) from error
+        match mark:
+            case Cancelling(node):
+                return await self._cancel_marked(session, turn, by, node)
+            case Ended():
+                return CancelResult.ALREADY_ENDED
+            case _:
+                return CancelResult.UNKNOWN
+
+    async def _cancel_marked(self, session: SessionId, turn: TurnId, by: By, node: NodeId) -> CancelResult:
+        producer = self._turns.cancel(session, turn, by)
+        if producer is not None:
+            await asyncio.wait({producer.ended}, timeout=CANCEL_SECONDS)
+            if producer.ended.done() and (reason := producer.ended.result()) is not None:
+                cancelled = reason is EndReason.CANCELLED
+                return CancelResult.CANCELLED if cancelled else CancelResult.ALREADY_ENDED
+        elif await self._lease.is_gone(node):
+            await self.seal(session, turn, node)
+            return CancelResult.INTERRUPTED
+        known = await self.turn(session, turn)
+        if known is not None and not known.is_running:
+            return CancelResult.ALREADY_ENDED
+        message = "unable to cancel yet; the turn's node has not ended it, ask again"
+        raise Refusal(ErrorCode.STORE_UNAVAILABLE, message, retry_after_seconds=RETRY_AFTER_SECONDS)
+
+    async def abort(self, session: SessionId, turn: TurnId, by: By) -> None:
+        """An ambiguous abort: cancel after the grace, unless the session is resumed meanwhile."""
+        try:
+            await self._journal.abort(session, turn, seconds=self._config.abort_grace_seconds)
+        except (StoreUnavailable, StoreError) as error:
+            raise _store_refusal(error) from error
+        self._turns.abort_after_grace(session, turn, by)
+
+    def abort_soon(self, session: SessionId, turn: TurnId, by: By) -> None:
+        """As :meth:`abort`, for a client that is gone already."""
+
+        async def abort() -> None:
+            try:
+                await self.abort(session, turn, by)
+            except Refusal as refusal:
+                log.warning("turn.abort-lost", session=session, turn=turn, error=refusal.message)
+
+        self._turns.spawn(abort(), f"abort-{turn}")
+
+    def _take_back_aborts(self, session: SessionId, turns: tuple[TurnLook, ...]) -> None:
+        for turn in turns:
+            self._turns.take_back_abort(session, turn.turn)
+
+    async def seal(self, session: SessionId, turn: TurnId, node: NodeId) -> None:
+        """End a turn whose node is gone, if it has not ended."""
+        error = TurnError(EndCode.NODE_LOST, "the gateway that read this answer is gone; send again")
+        end = wire.turn_end(End(EndReason.INTERRUPTED, error=error))
+        result = await self._journal.seal(session, turn, node=node, reason=EndReason.INTERRUPTED, end=end)
+        if isinstance(result, Appended):
+            log.info("turn.sealed", session=session, turn=turn, node=node)
+            telemetry.turns_ended.labels(reason=EndReason.INTERRUPTED).inc()
+            self._hub.publish(session, ())
+
+    async def _to_its_end(self, work: Coroutine[object, object, T], name: str) -> T:
+        """Wait for something that goes on when whoever waits is gone."""
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        async def run() -> None:
+            try:
+                value = await work
+            except Refusal as refusal:
+                if not result.cancelled():
+                    result.set_exception(refusal)
+            else:
+                if not result.cancelled():
+                    result.set_result(value)
+
+        self._turns.spawn(run(), name)
+        return await result
+
+
+def _accepted(
+    request: SendRequest,
+    start: Cursor,
+    *,
+    duplicate: bool = False,
+    opening: asyncio.Future[Opening] | None = None,
+) -> Accepted:
+    before = Cursor(start.epoch, start.offset - 1)
+    return Accepted(request.session, request.turn, before, duplicate=duplicate, opening=opening)
+
+
+def _refused(result: Conflict | Busy) -> Refusal:
+    if isinstance(result, Conflict):
+        message = "unable to send; this turn id was used with another body, mint a new one"
+        return Refusal(ErrorCode.CONFLICT, message)
+    message = "unable to send; a turn of this session is running"
+    return Refusal(ErrorCode.BUSY, message, retry_after_seconds=RETRY_AFTER_SECONDS)
+
+
+def _digest(request: SendRequest) -> str:
+    return hashlib.sha256(request.path.encode() + b"\0" + request.body.raw).hexdigest()
+
+
+def _store_refusal(error: StoreUnavailable | StoreError) -> Refusal:
+    return Refusal(ErrorCode.STORE_UNAVAILABLE, str(error), retry_after_seconds=RETRY_AFTER_SECONDS)

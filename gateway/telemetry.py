@@ -1,0 +1,138 @@
+"""Every metric with its help text, and how logs are set up.
+
+Names: ``gateway_<noun>_<unit>[_total]``; labels from closed sets only.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from gateway.config import LogFormat, LogLevel
+from gateway.core.model import EndReason, ResyncReason
+
+if TYPE_CHECKING:
+    from structlog.typing import Processor
+
+registry = CollectorRegistry()
+
+CARRIERS = ("websocket", "sdk-websocket", "http")
+
+turns_ended = Counter(
+    "gateway_turns_ended_total",
+    "Turns that this node ended, by reason. error and interrupted are what users see as lost answers.",
+    ("reason",),
+    registry=registry,
+)
+running_turns = Gauge(
+    "gateway_running_turns",
+    "Turns that this node is reading from the backend now.",
+    registry=registry,
+)
+buffered_bytes = Gauge(
+    "gateway_buffered_bytes",
+    "Bytes of running turns that this node holds; at GATEWAY_MAX_BUFFER sends are refused.",
+    registry=registry,
+)
+attached_subscribers = Gauge(
+    "gateway_attached_subscribers",
+    "Attached subscribers by carrier.",
+    ("carrier",),
+    registry=registry,
+)
+sends = Counter(
+    "gateway_sends_total",
+    "Sends by what became of them: accepted, duplicate, or the code they were refused with.",
+    ("result",),
+    registry=registry,
+)
+cancels = Counter(
+    "gateway_cancels_total",
+    "Cancelled turns by result.",
+    ("result",),
+    registry=registry,
+)
+resumes = Counter(
+    "gateway_resumes_total",
+    "Attaches that continued from a cursor or joined a turn that had begun, by carrier.",
+    ("carrier",),
+    registry=registry,
+)
+resyncs = Counter(
+    "gateway_resyncs_total",
+    "Clients that could not continue from where they were, by reason. Should be near zero.",
+    ("reason",),
+    registry=registry,
+)
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+first_chunk_seconds = Histogram(
+    "gateway_first_chunk_seconds",
+    "From the accepted send to the backend's first event.",
+    buckets=_SECONDS,
+    registry=registry,
+)
+append_seconds = Histogram(
+    "gateway_append_seconds",
+    "One append to the journal, as a turn waits for it. High: look at the store.",
+    buckets=_SECONDS,
+    registry=registry,
+)
+cancel_seconds = Histogram(
+    "gateway_cancel_close_seconds",
+    "From a cancel to the backend's connection being closed.",
+    buckets=_SECONDS,
+    registry=registry,
+)
+refused_origins = Counter(
+    "gateway_refused_origins_total",
+    "Requests of pages that GATEWAY_ORIGINS does not name.",
+    registry=registry,
+)
+
+for _reason in (*EndReason, "given-up"):
+    turns_ended.labels(reason=_reason)
+for _carrier in CARRIERS:
+    attached_subscribers.labels(carrier=_carrier)
+    resumes.labels(carrier=_carrier)
+for _resync in ResyncReason:
+    resyncs.labels(reason=_resync)
+
+
+def set_up_logging(level: LogLevel, form: LogFormat) -> None:
+    """One line per event on standard error: JSON, or coloured on a terminal.
+
+    The lines of libraries (aiohttp, asyncio) take the same way.
+    """
+    to_console = form is LogFormat.CONSOLE or (form is LogFormat.AUTO and sys.stderr.isatty())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderers: list[Processor] = (
+        [structlog.dev.ConsoleRenderer()]
+        if to_console
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    # One line per request would bury the one line per turn; the events that matter are logged by us.
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)

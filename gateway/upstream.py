@@ -1,0 +1,249 @@
+"""The backend: one POST per turn, its answer as bytes, and a way to hang up that is heard.
+
+Never a cookie jar (user A's cookie would reach user B), never a redirect followed, never a connection used
+twice (a stale one would make a send ambiguous), never a limit that queues a turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import zlib
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+import aiohttp
+from yarl import URL
+
+from gateway.core.model import EndCode, GatewayError, TurnError
+from gateway.core.uistream import STREAM_HEADER
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from aiohappyeyeballs import AddrInfoType
+    from multidict import CIMultiDict, CIMultiDictProxy
+
+    from gateway.config import Config
+
+CONNECT_TIMEOUT_SECONDS = 10.0
+"""For DNS, TCP and TLS; nginx's proxy_connect_timeout is 60 s, Envoy's 5 s."""
+
+MAX_INFLATED_BYTES = 256 * 1024
+"""What one step of decompressing may yield, so that a bomb meets GATEWAY_MAX_EVENT and not our memory."""
+
+_sockets: ContextVar[list[socket.socket] | None] = ContextVar("sockets", default=None)
+
+
+class UpstreamFailed(GatewayError):
+    """The backend's answer did not come, or broke off.
+
+    Attributes:
+        error: As a ``turn-end`` tells it.
+    """
+
+    def __init__(self, code: EndCode, message: str) -> None:
+        super().__init__(message)
+        self.error = TurnError(code, message)
+
+
+def make_client_session() -> aiohttp.ClientSession:
+    """The one client session of a node, for turns and for what is passed through."""
+    connector = aiohttp.TCPConnector(
+        limit=0, force_close=True, socket_factory=_make_socket, enable_cleanup_closed=False
+    )
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_SECONDS),
+        auto_decompress=False,
+        trust_env=False,
+    )
+
+
+def _make_socket(address: AddrInfoType) -> socket.socket:
+    """The socket of a connection, remembered for the call that asked for it."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family=family, type=kind, proto=protocol)
+    made.setblocking(False)  # noqa: FBT003 - the standard library's signature
+    kept = _sockets.get()
+    if kept is not None:
+        kept.append(made)
+    return made
+
+
+class UpstreamClient:
+    """Posts sends to the backend.
+
+    Args:
+        config: For the base URL and the timeouts.
+        session: From :func:`make_client_session`.
+    """
+
+    def __init__(self, config: Config, session: aiohttp.ClientSession) -> None:
+        self._base = config.upstream
+        self._session = session
+        self._header_timeout_seconds = config.upstream_header_timeout_seconds
+
+    def call(
+        self, path: str, *, body: bytes, headers: CIMultiDict[str], method: str = "POST"
+    ) -> UpstreamCall:
+        """Prepare a request; nothing is sent before it is opened.
+
+        Args:
+            path: Path and query, percent-encoded.
+            body: As it goes out.
+            headers: End to end; ``Host`` and ``Content-Length`` are added.
+            method: ``POST``, but for the stop request.
+        """
+        url = URL(self._base + path, encoded=True)
+        return UpstreamCall(
+            self._session,
+            method=method,
+            url=url,
+            body=body,
+            headers=headers,
+            header_timeout_seconds=self._header_timeout_seconds,
+        )
+
+
+class UpstreamCall:
+    """One request, from connecting to the last byte of its answer."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        *,
+        method: str,
+        url: URL,
+        body: bytes,
+        headers: CIMultiDict[str],
+        header_timeout_seconds: float,
+    ) -> None:
+        self._session = session
+        self._method = method
+        self._url = url
+        self._body = body
+        self.headers = headers
+        """End to end, as they go out."""
+        self._header_timeout_seconds = header_timeout_seconds
+        self._sockets: list[socket.socket] = []
+
+    async def open(self) -> UpstreamResponse:
+        """Send the request and wait for the head of the answer.
+
+        Raises:
+            UpstreamFailed: It did not come.
+        """
+        _sockets.set(self._sockets)
+        seconds = self._header_timeout_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                response = await self._session.request(
+                    self._method, self._url, data=self._body, headers=self.headers, allow_redirects=False
+                )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise UpstreamFailed(
+                EndCode.UPSTREAM_UNREACHABLE, f"unable to reach the backend; {error}"
+            ) from error
+        except TimeoutError as error:
+            message = f"the backend did not start to answer within {seconds:g} s"
+            raise UpstreamFailed(EndCode.UPSTREAM_TIMEOUT, message) from error
+        except (aiohttp.ClientError, OSError) as error:
+            message = f"the backend broke off before it answered ({type(error).__name__})"
+            raise UpstreamFailed(EndCode.UPSTREAM_CUT_OFF, message) from error
+        return UpstreamResponse(response)
+
+    def hang_up(self) -> bool:
+        """Tell the backend that nobody listens any more, by ending our side of the connection (FIN).
+
+        A server answers by closing its side, which ends :meth:`open` or the body: the proof that it knows.
+
+        Returns:
+            False if there is no connection.
+        """
+        told = False
+        for connection in self._sockets:
+            with contextlib.suppress(OSError):  # not connected any more: then it knows
+                connection.shutdown(socket.SHUT_WR)
+                told = True
+        return told
+
+
+class UpstreamResponse:
+    """The head of an answer, and the body to be read."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    @property
+    def status(self) -> int:
+        """Of HTTP."""
+        return self._response.status
+
+    @property
+    def reason(self) -> str:
+        """The status in words."""
+        return self._response.reason or ""
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]:
+        """As they came."""
+        return self._response.headers
+
+    @property
+    def is_event_stream(self) -> bool:
+        """Whether the body is Server-Sent Events."""
+        return self.status == 200 and self._response.content_type.lower() == "text/event-stream"  # noqa: PLR2004
+
+    @property
+    def is_ai_sdk(self) -> bool:
+        """Whether its headers say that it is an AI SDK stream."""
+        return STREAM_HEADER in self._response.headers
+
+    async def body(self) -> AsyncGenerator[bytes]:
+        """The body as it comes, whatever one read brings; not decompressed.
+
+        Raises:
+            UpstreamFailed: It broke off.
+        """
+        try:
+            async for data in self._response.content.iter_any():
+                yield data
+        except (aiohttp.ClientError, OSError) as error:
+            message = f"the backend's answer broke off ({type(error).__name__})"
+            raise UpstreamFailed(EndCode.UPSTREAM_CUT_OFF, message) from error
+
+    async def plain_body(self) -> AsyncGenerator[bytes]:
+        """The body as it comes, decompressed if the backend compressed it against our asking.
+
+        Raises:
+            UpstreamFailed: It broke off, or is compressed in a way that is not known here.
+        """
+        encoding = self._response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding in {"identity", ""}:
+            async for data in self.body():
+                yield data
+            return
+        if encoding not in {"gzip", "x-gzip", "deflate"}:
+            message = (
+                f"the backend compresses its event stream with {encoding!r:.40}, though it was asked not to"
+            )
+            raise UpstreamFailed(EndCode.UPSTREAM_NOT_SSE, message)
+        inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        async for data in self.body():
+            rest = data
+            while rest:
+                try:
+                    yield inflater.decompress(rest, MAX_INFLATED_BYTES)
+                except zlib.error as error:
+                    message = "the backend's compressed answer is damaged"
+                    raise UpstreamFailed(EndCode.UPSTREAM_CUT_OFF, message) from error
+                rest = inflater.unconsumed_tail
+        if not inflater.eof:
+            raise UpstreamFailed(EndCode.UPSTREAM_CUT_OFF, "the backend's compressed answer broke off")
+
+    def close(self) -> None:
+        """Let go of the connection, now."""
+        self._response.close()
