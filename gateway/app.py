@@ -1,0 +1,281 @@
+"""Wiring: one gateway node from its settings, its listeners, its health and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import signal
+from contextlib import AsyncExitStack
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Self
+
+import structlog
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from gateway import journal, lease, telemetry
+from gateway.config import AuthMode, Config
+from gateway.core.model import GatewayError, NodeId
+from gateway.edge.chat import ChatWire
+from gateway.edge.chatpaths import ChatEndpoint, ChatPaths
+from gateway.edge.origin import OriginPolicy, cors_signal, origin_middleware
+from gateway.edge.proxy import Proxy, remove_added_headers
+from gateway.edge.sdksocket import SdkWire
+from gateway.edge.socket import SessionWire
+from gateway.embedded import EmbeddedValkey
+from gateway.hub import Hub
+from gateway.journal import SessionJournal
+from gateway.lease import Lease
+from gateway.sessions import Sessions
+from gateway.store import Store, StoreError, StoreUnavailable
+from gateway.turns import RunningTurns
+from gateway.upstream import UpstreamClient, make_client_session
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from gateway.config import ListenAddress
+
+log = structlog.get_logger(__name__)
+
+SESSION_PATH = "/gateway/v1/ws"
+
+BACKLOG = 2048
+"""Connections that may wait to be accepted; aiohttp's 128 is too few when a node's clients come at once."""
+
+KEEPALIVE_SECONDS = 15.0
+"""Also ends a connection whose request head does not come; aiohttp's default is an hour."""
+
+SHUTDOWN_SECONDS = 5.0
+READY_SECONDS = 2.0
+
+
+class ListenError(GatewayError):
+    """An address cannot be listened on."""
+
+
+class Node:
+    """One gateway process: an async context manager that listens while it is open.
+
+    Args:
+        config: All settings.
+
+    Attributes:
+        address: ``host:port`` where clients connect, once it is open.
+        admin_address: The same for operators.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.id = NodeId(secrets.token_hex(6))
+        self.address = ""
+        self.admin_address = ""
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Resolves with the reason when the node cannot go on."""
+        self._hurry = asyncio.Event()
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await self._open(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        config = self.config
+        self._store = await stack.enter_async_context(
+            Store(await self._store_url(stack), (*journal.SCRIPTS, *lease.SCRIPTS))
+        )
+        session_journal = SessionJournal(
+            self._store,
+            prefix=config.key_prefix,
+            ttl_seconds=config.session_ttl_seconds,
+            window_seconds=config.resume_window_seconds,
+        )
+        self._lease = Lease(
+            self._store, node=self.id, prefix=config.key_prefix, lease_seconds=config.lease_seconds
+        )
+        client = await stack.enter_async_context(make_client_session())
+        hub = Hub(session_journal, max_lag_bytes=config.max_lag_bytes)
+        stack.push_async_callback(hub.close)
+        upstream = UpstreamClient(config, client)
+        self._turns = RunningTurns(
+            config, journal=session_journal, hub=hub, lease=self._lease, upstream=upstream
+        )
+        stack.push_async_callback(self._turns.close)
+        self._sessions = Sessions(
+            config, journal=session_journal, hub=hub, lease=self._lease, turns=self._turns, upstream=upstream
+        )
+        await self._lease.check()
+        self._keep(stack, self._lease.run(self._sessions.seal), "lease")
+        self.admin_address = await _listen(stack, self._admin_app(), config.admin_address)
+        self.address = await _listen(stack, self._client_app(Proxy(config, client)), config.listen_address)
+        log.info("node.started", node=self.id, listen=self.address, admin=self.admin_address)
+        if config.auth is AuthMode.NONE:
+            log.warning(
+                "auth.none",
+                meaning="whoever reaches this gateway may read and write any session whose name they know",
+            )
+
+    async def stop(self) -> None:
+        """Take no more sends, let the turns end (GATEWAY_DRAIN), close every socket, leave."""
+        self._sessions.draining = True
+        await self._turns.drain(self._hurry)
+        await self._stack.aclose()
+        log.info("node.stopped", node=self.id)
+
+    def hurry(self) -> None:
+        """There is no time to drain."""
+        self._hurry.set()
+
+    # -- the store
+
+    async def _store_url(self, stack: AsyncExitStack) -> str:
+        config = self.config
+        if config.redis_url is not None:
+            return config.redis_url
+        valkey = await stack.enter_async_context(
+            EmbeddedValkey(config.data_dir, max_memory_bytes=config.embedded_max_memory_bytes)
+        )
+        self._keep(stack, self._watch(valkey), "watch-valkey")
+        return valkey.url
+
+    async def _watch(self, valkey: EmbeddedValkey) -> None:
+        status = await valkey.wait_exit()
+        if not self.failed.done():
+            self.failed.set_result(f"the gateway's own Valkey ended with status {status}")
+
+    # -- what listens
+
+    def _client_app(self, proxy: Proxy) -> web.Application:
+        config = self.config
+        paths = ChatPaths(config.chat_paths)
+        chat = ChatWire(config, sessions=self._sessions, paths=paths, proxy=proxy)
+        sdk = SdkWire(config, sessions=self._sessions)
+        session = SessionWire(config, sessions=self._sessions, paths=paths, node=self.id)
+
+        def is_ours(request: web.Request) -> bool:
+            raw_path = request.rel_url.raw_path
+            return raw_path.startswith("/gateway/") or paths.match(raw_path) is not None
+
+        async def dispatch(request: web.Request) -> web.StreamResponse:
+            raw_path = request.rel_url.raw_path
+            if raw_path == SESSION_PATH:
+                return await session.handle(request)
+            target = paths.match(raw_path)
+            if target is not None:
+                if target.endpoint is ChatEndpoint.CHAT and _asks_for_websocket(request):
+                    return await sdk.handle(request, target)
+                return await chat.handle(request, target)
+            if raw_path.startswith("/gateway/") or not config.passthrough:
+                return web.Response(
+                    status=HTTPStatus.NOT_FOUND, text="unable to find this; no such endpoint\n"
+                )
+            return await proxy.handle(request)
+
+        async def close_sockets(_: web.Application) -> None:
+            await asyncio.gather(session.close(), sdk.close(), proxy.close())
+
+        policy = OriginPolicy(config)
+        refused = telemetry.refused_origins
+        app = web.Application(
+            middlewares=[origin_middleware(policy, is_ours, lambda _: refused.inc())],
+            client_max_size=config.max_body_bytes,
+        )
+        app.router.add_route("*", "/{path:.*}", dispatch)
+        app.on_response_prepare.append(remove_added_headers)
+        app.on_response_prepare.append(cors_signal(policy, is_ours))
+        app.on_shutdown.append(close_sockets)
+        return app
+
+    def _admin_app(self) -> web.Application:
+        async def healthz(_: web.Request) -> web.Response:
+            return web.Response(text="ok\n")
+
+        async def readyz(_: web.Request) -> web.Response:
+            reason = await self._not_ready()
+            status = HTTPStatus.OK if reason is None else HTTPStatus.SERVICE_UNAVAILABLE
+            return web.Response(status=status, text=f"{reason or 'ready'}\n")
+
+        async def metrics(_: web.Request) -> web.Response:
+            body = generate_latest(telemetry.registry)
+            return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+        app = web.Application()
+        app.router.add_get("/healthz", healthz)
+        app.router.add_get("/readyz", readyz)
+        app.router.add_get("/metrics", metrics)
+        return app
+
+    async def _not_ready(self) -> str | None:
+        if self._sessions.draining:
+            return "not ready; the node is stopping"
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await self._lease.check()
+        except (StoreUnavailable, StoreError, TimeoutError):
+            return "not ready; the store does not answer"
+        return None
+
+    def _keep(self, stack: AsyncExitStack, work: Coroutine[object, object, None], name: str) -> None:
+        """Run something as long as the node lives."""
+        task = asyncio.create_task(work, name=name)
+        stack.push_async_callback(_end, task)
+
+
+def _asks_for_websocket(request: web.Request) -> bool:
+    return request.method == "GET" and request.headers.get("Upgrade", "").lower() == "websocket"
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def _listen(stack: AsyncExitStack, app: web.Application, address: ListenAddress) -> str:
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handler_cancellation=True,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+        auto_decompress=False,
+        shutdown_timeout=SHUTDOWN_SECONDS,
+    )
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    try:
+        await web.TCPSite(runner, address.host, address.port, backlog=BACKLOG).start()
+    except OSError as error:
+        raise ListenError(f"unable to listen on {address}; {error.strerror or error}") from error
+    host, port, *_ = runner.addresses[0]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def serve(config: Config) -> str | None:
+    """Run a node until SIGTERM or SIGINT; a second signal ends its drain.
+
+    Returns:
+        Why it could not go on; ``None`` if it was asked to stop.
+    """
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    async with Node(config) as node:
+
+        def stop() -> None:
+            if asked.is_set():
+                node.hurry()
+            asked.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        node.failed.add_done_callback(lambda _: asked.set())
+        await asked.wait()
+        if node.failed.done():
+            node.hurry()
+            return node.failed.result()
+    return None

@@ -1,0 +1,253 @@
+"""The WebSocket wire of the AI SDK's own ``WebSocketChatTransport``, on the chat path."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway.config import AbortPolicy
+from gateway.core import sdkwire
+from gateway.core.model import (
+    By,
+    Cursor,
+    ErrorCode,
+    RecordKind,
+    Refusal,
+    SessionId,
+    TurnId,
+    client_id,
+    session_id,
+)
+from gateway.core.sendbody import read_body
+from gateway.edge.replies import refusal_response
+from gateway.edge.socket import handed_on
+from gateway.edge.socketloop import FRAME_BYTES, SocketLoop
+from gateway.hub import Resync
+from gateway.sessions import SendRequest, Sessions
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from gateway.config import Config
+    from gateway.edge.chatpaths import ChatTarget
+    from gateway.hub import Subscriber
+
+CARRIER = "sdk-websocket"
+MAX_REQUESTS = 100
+"""Requests of one socket that may be open at once; a page has a handful of chats."""
+
+_LOST = "the answer cannot be continued here; load the chat again"
+
+
+class SdkWire:
+    """Serves WebSockets on a chat path.
+
+    Args:
+        config: For policies and bounds.
+        sessions: The verbs.
+    """
+
+    def __init__(self, config: Config, *, sessions: Sessions) -> None:
+        self.config = config
+        self.sessions = sessions
+        self._open: set[SdkSocket] = set()
+
+    async def handle(self, request: web.Request, target: ChatTarget) -> web.StreamResponse:
+        """Serve one socket."""
+        try:
+            named = request.query.get("client")
+            client = client_id(f"sdk-{secrets.token_hex(8)}" if named is None else named)
+        except Refusal as refusal:
+            return refusal_response(refusal)
+        socket = SdkSocket(self, request, target.path, By(client=client))
+        self._open.add(socket)
+        try:
+            return await socket.run()
+        finally:
+            self._open.discard(socket)
+
+    async def close(self) -> None:
+        """The node is stopping: tell every client to connect again."""
+        for socket in list(self._open):
+            await socket.close()
+
+
+@dataclass(slots=True)
+class _Request:
+    """One send or resume, being answered."""
+
+    session: SessionId
+    turn: TurnId
+    rendering: sdkwire.Rendering
+    subscriber: Subscriber | None = None
+
+
+class SdkSocket(SocketLoop):
+    """One client of the SDK's own transport."""
+
+    def __init__(self, served_by: SdkWire, request: web.Request, path: str, by: By) -> None:
+        super().__init__(served_by.config, request)
+        self._config = served_by.config
+        self._sessions = served_by.sessions
+        self._path = path
+        self._by = by
+        self._requests: dict[str, _Request] = {}
+
+    # -- frames
+
+    async def received(self, text: str) -> None:
+        """Carry out one frame."""
+        try:
+            frame = sdkwire.parse_frame(text)
+        except Refusal as refusal:
+            self.bad_frame()
+            request_id = sdkwire.request_id_of(text)
+            if request_id is not None:
+                self.reply(sdkwire.error(request_id, refusal.message))
+            return
+        self.good_frame()
+        await self.start(self._answered(frame), "sdk-frame")
+
+    async def _answered(self, frame: sdkwire.Frame) -> None:
+        try:
+            match frame:
+                case sdkwire.Send():
+                    await self._send(frame)
+                case sdkwire.Resume():
+                    await self._resume(frame)
+                case sdkwire.Abort():
+                    await self._abort(frame)
+        except Refusal as refusal:
+            self.reply(sdkwire.error(frame.requestId, refusal.message))
+
+    async def _send(self, frame: sdkwire.Send) -> None:
+        session = session_id(frame.id)
+        turn = _turn_of(session, self._by.user, frame.requestId)
+        body = read_body(sdkwire.send_body(frame), session_field=self._config.session_field)
+        # An abort may come right behind its send, before the send is accepted.
+        request = self._open_request(frame.requestId, session, turn, after=-1)
+        try:
+            accepted = await self._sessions.send(
+                SendRequest(
+                    session=session,
+                    turn=turn,
+                    body=body,
+                    path=self._path_and_query(),
+                    headers=handed_on(self.request, frame.headers, self._config),
+                    by=self._by,
+                    overlap=self._config.overlap,
+                )
+            )
+            await self._follow(request, accepted.before)
+        except Refusal:
+            self._requests.pop(frame.requestId, None)
+            raise
+
+    async def _resume(self, frame: sdkwire.Resume) -> None:
+        session = session_id(frame.id)
+        found = await self._sessions.newest_turn(session)
+        if found is None:
+            self.reply(sdkwire.no_active(frame.requestId))
+            return
+        turn, before = found
+        after = -1 if frame.lastSequence is None else frame.lastSequence
+        request = self._open_request(frame.requestId, session, turn, after=after)
+        self.reply(sdkwire.start(frame.requestId))
+        await self._follow(request, before)
+
+    async def _abort(self, frame: sdkwire.Abort) -> None:
+        """A Stop, or an unmounted component: the policy says which."""
+        request = self._requests.pop(frame.requestId, None)
+        if request is None:
+            return
+        self._leave(request)
+        match self._config.abort:
+            case AbortPolicy.CANCEL:
+                await self._sessions.cancel(request.session, request.turn, self._by)
+            case AbortPolicy.GRACE:
+                await self._sessions.abort(request.session, request.turn, self._by)
+            case AbortPolicy.DETACH:
+                pass
+
+    def _open_request(self, request_id: str, session: SessionId, turn: TurnId, *, after: int) -> _Request:
+        known = self._requests.pop(request_id, None)
+        if known is not None:
+            self._leave(known)
+        elif len(self._requests) >= MAX_REQUESTS:
+            message = f"unable to serve more than {MAX_REQUESTS} requests on one socket at once"
+            raise Refusal(ErrorCode.RATE_LIMITED, message)
+        request = _Request(session, turn, sdkwire.Rendering(request_id, after=after))
+        self._requests[request_id] = request
+        return request
+
+    async def _follow(self, request: _Request, before: Cursor) -> None:
+        attached = await self._sessions.attach(request.session, before, self.pulse.wake, carrier=CARRIER)
+        if self._requests.get(request.rendering.request_id) is request:
+            request.subscriber = attached.subscriber
+            self.pulse.wake()
+        else:  # aborted, or asked for again, meanwhile
+            attached.subscriber.close()
+
+    def _path_and_query(self) -> str:
+        query = self.request.rel_url.raw_query_string
+        return f"{self._path}?{query}" if query else self._path
+
+    # -- chunks
+
+    async def gather(self) -> list[bytes]:
+        """Replies, then what is new for each request."""
+        frames: list[bytes] = []
+        for request in list(self._requests.values()):
+            if sum(map(len, frames)) >= FRAME_BYTES:
+                break
+            frames += await self._news(request)
+        return [*self.take_replies(), *frames]
+
+    async def _news(self, request: _Request) -> list[bytes]:
+        subscriber = request.subscriber
+        if subscriber is None or not subscriber.has_more:
+            return []
+        rendering = request.rendering
+        try:
+            records = await subscriber.pull()
+        except Resync:
+            self._finish(request)
+            return [sdkwire.error(rendering.request_id, _LOST)]
+        frames: list[bytes] = []
+        for record in records:
+            if record.turn != request.turn or rendering.ended:
+                continue
+            frames += rendering.frames(record)
+            if record.kind is RecordKind.TURN_END:
+                self._sessions.was_read_soon(request.session, request.turn)
+        if rendering.ended:
+            self._finish(request)
+        return frames
+
+    def _finish(self, request: _Request) -> None:
+        if self._requests.get(request.rendering.request_id) is request:
+            del self._requests[request.rendering.request_id]
+        self._leave(request)
+
+    @staticmethod
+    def _leave(request: _Request) -> None:
+        if request.subscriber is not None:
+            request.subscriber.close()
+            request.subscriber = None
+
+    def heartbeat(self) -> None:
+        """The ping is enough: the SDK knows no other sign of life."""
+
+    def closed(self) -> None:
+        """The client is gone: a detach."""
+        for request in self._requests.values():
+            self._leave(request)
+        self._requests.clear()
+
+
+def _turn_of(session: SessionId, user: str, request_id: str) -> TurnId:
+    """The turn of a request: the same when the same frame comes again."""
+    digest = hashlib.sha256(f"{session}\0{user}\0{request_id}".encode("utf-8", "surrogatepass"))
+    return TurnId(f"sdk-{digest.hexdigest()[:32]}")
