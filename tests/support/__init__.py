@@ -1,0 +1,1 @@
+"""What the tests share: a real store, a scripted backend, a client of the session protocol."""
