@@ -1,0 +1,68 @@
+# Everything a newcomer needs: `make demo`, `make test`, `make run GATEWAY_UPSTREAM=http://...`.
+# Each target installs what it needs into .venv and tests/node/node_modules, once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# 3.13 when it can be found, also where a version manager keeps it; 3.11 is the floor.
+PYTHON ?= $(shell for candidate in python3.13 "$$HOME"/.pyenv/versions/3.13*/bin/python3.13 python3.14 python3.12 python3.11 python3; do \
+	"$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$candidate"; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+NODE := tests/node
+
+.PHONY: help setup run demo test test-core lint bench lock clean
+
+help: ## Show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/installed ## Install the gateway and its tools into .venv
+
+$(VENV)/installed: requirements/dev.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "unable to find Python 3.11 or newer; install it, or say PYTHON=/path/to/python"; exit 1; }
+	@echo "Installing into $(VENV) with $$($(PYTHON) --version)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(NODE)/node_modules/.installed: $(NODE)/package.json $(NODE)/package-lock.json
+	@command -v npm >/dev/null || { echo "unable to find npm; the tests drive the real AI SDK with it"; exit 1; }
+	@echo "Installing the real AI SDK (5, 6 and 7) for the tests"
+	@cd $(NODE) && npm ci --silent --no-audit --no-fund
+	@touch $@
+
+$(NODE)/dist/main.js: $(NODE)/node_modules/.installed $(wildcard $(NODE)/page/*)
+	@cd $(NODE) && npm run --silent build
+	@touch $@
+
+run: setup ## Run in front of a backend: make run GATEWAY_UPSTREAM=http://127.0.0.1:3000
+	@exec $(BIN)/session-gateway
+
+demo: setup ## Run the product with a built-in backend and page
+	@exec $(BIN)/session-gateway demo
+
+test: setup $(NODE)/dist/main.js ## All tests: real Valkey, real AI SDK, real browser
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+
+test-core: setup ## The core and the journal only: no Node needed
+	@$(BIN)/python -m pytest tests/core tests/test_journal.py tests/test_store.py $(PYTEST)
+
+lint: setup ## Format, lint, types, import rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+bench: setup ## Latency, throughput, CPU and memory beside nginx, in one run
+	@$(BIN)/python -m bench $(BENCH)
+
+lock: setup ## Compile the locks from pyproject.toml
+	@for what in "run" "dev --group dev"; do set -- $$what; file=$$1; shift; \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		pyproject.toml "$$@" -o requirements/$$file.txt; done
+
+clean: ## Remove what was installed and built
+	rm -rf $(VENV) $(NODE)/node_modules $(NODE)/dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
