@@ -19,7 +19,8 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from gateway.embedded import EmbeddedError, EmbeddedValkey, _processes
+from gateway.embedded import EmbeddedError, EmbeddedValkey
+from gateway.embedded.host import processes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -68,7 +69,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 def servers() -> dict[int, str]:
     """Each Valkey that runs (a dead one that nobody has waited for has no command line)."""
-    return {pid: command for pid, command in _processes() if "--unixsocket" in command}
+    return {pid: command for pid, command in processes() if "--unixsocket" in command}
 
 
 def embedded(path: Path) -> EmbeddedValkey:
@@ -231,7 +232,7 @@ async def test_an_orphan_that_does_not_end_when_asked_is_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A frozen server must not keep a gateway from starting for ever."""
-    monkeypatch.setattr("gateway.embedded._END_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.embedded.server._END_SECONDS", 0.2)
     killed = await start_gateway(tmp_path)
     os.kill(killed.server_pid, signal.SIGSTOP)
     await killed.kill()
@@ -260,8 +261,8 @@ async def test_a_server_that_cannot_be_found_is_not_joined_by_a_second_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The lock alone says that it lives; its record may be gone, or written by somebody else."""
-    monkeypatch.setattr("gateway.embedded._END_SECONDS", 0.1)
-    monkeypatch.setattr("gateway.embedded._KILL_SECONDS", 0.1)
+    monkeypatch.setattr("gateway.embedded.server._END_SECONDS", 0.1)
+    monkeypatch.setattr("gateway.embedded.server._KILL_SECONDS", 0.1)
     killed = await start_gateway(tmp_path)
     await killed.kill()
     record = (tmp_path / "valkey.json").read_text()
@@ -348,7 +349,7 @@ async def test_a_server_that_does_not_end_when_asked_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gateway that waits for a frozen server never ends itself."""
-    monkeypatch.setattr("gateway.embedded._END_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.embedded.server._END_SECONDS", 0.2)
     async with embedded(tmp_path) as valkey:
         os.kill(valkey.pid, signal.SIGSTOP)
     assert valkey.pid not in servers()

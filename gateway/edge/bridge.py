@@ -8,7 +8,6 @@ a close is told to the other as 1001.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import aiohttp
@@ -146,8 +145,12 @@ class Bridge:
 
     async def close(self) -> None:
         """Close both sides: as one of them asked for, or because the gateway goes away."""
-        self._end = self._end or _GONE
-        await asyncio.gather(_close(self._backend, self._end), _close(self._client, self._end))
+        end = self._end = self._end or _GONE
+        # The library leaves one alone that is closing already.
+        await asyncio.gather(
+            self._backend.close(code=end.code, message=end.reason),
+            self._client.close(code=end.code, message=end.reason),
+        )
 
     async def _pass_on(self, source: Client | Backend, sink: Client | Backend) -> None:
         try:
@@ -181,15 +184,6 @@ class Bridge:
         if side is self._client:
             return self._request.transport
         return None if self._answer.connection is None else self._answer.connection.transport
-
-
-async def _close(side: Client | Backend, end: _Close) -> None:
-    """Close one side, unless it is closing already, and wait a little for it to agree."""
-    # The library's own timeout runs anew with each message of a side that talks on. When ours ends the
-    # wait, it closes the connection.
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_CLOSE_SECONDS):
-            await side.close(code=end.code, message=end.reason)
 
 
 def _offered(request: web.Request) -> list[str]:

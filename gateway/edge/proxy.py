@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 5.0
 """For a connection to the backend, a free place in the pool included; nginx has 60 s, Envoy 5 s."""
 
+MAX_HEADER_BYTES = 32 * 1024
+"""One header of the backend's; aiohttp's own 8190 is below what Node writes and reads (16 KiB in all)."""
+
 _ABSOLUTE_FORM = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 _CLIENT_IS_GONE = 499
 """nginx's number, seen in logs only."""
@@ -118,6 +121,7 @@ class Proxy:
                 skip_auto_headers=_AUTOMATIC_HEADERS,
                 allow_redirects=False,
                 auto_decompress=False,
+                max_field_size=MAX_HEADER_BYTES,
                 timeout=self._timeout,
             )
         except (aiohttp.ClientError, OSError) as error:
@@ -217,7 +221,7 @@ def _origin_form(request: web.Request) -> str | None:
     if absolute:
         target = target[absolute.end() :]
         target = target if target.startswith("/") else f"/{target}"
-    return target if target.startswith("/") and request.method != "CONNECT" else None
+    return target if target.startswith("/") else None
 
 
 def _failure(error: Exception) -> web.Response:

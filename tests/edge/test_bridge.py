@@ -148,11 +148,15 @@ async def test_a_close_passes_both_ways(code: int, reason: str) -> None:
         assert await heard == (WSMsgType.CLOSE, code, reason)
         assert socket.close_code == code
 
+    echoed: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+
     async def leave(socket: web.WebSocketResponse) -> None:
         await socket.close(code=code, message=reason.encode())
+        echoed.set_result(socket.close_code)
 
     async with bridged(leave) as session, session.ws_connect("/ws", autoclose=False) as socket:
         assert await socket.receive() == (WSMsgType.CLOSE, code, reason)
+        assert await echoed == code
 
 
 async def test_a_close_without_a_code_is_a_plain_one() -> None:
@@ -347,7 +351,9 @@ async def test_a_slow_side_slows_the_other(slow: str) -> None:
 
 
 @pytest.mark.parametrize("slow", ["client", "backend"])
-async def test_a_side_that_takes_nothing_is_cut(monkeypatch: pytest.MonkeyPatch, slow: str) -> None:
+async def test_a_side_that_takes_nothing_is_cut(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, slow: str
+) -> None:
     """One that never reads would hold the other's connection and what is buffered for ever."""
     monkeypatch.setattr(connection, "STALL_SECONDS", 0.3)
     monkeypatch.setattr(bridge, "_CLOSE_SECONDS", 0.3)
@@ -373,6 +379,7 @@ async def test_a_side_that_takes_nothing_is_cut(monkeypatch: pytest.MonkeyPatch,
         else:
             async with session.ws_connect("/ws") as socket:
                 await shout_until_cut(socket)
+    assert not caplog.records
 
 
 async def test_a_gateway_that_stops_says_so_on_each_socket() -> None:

