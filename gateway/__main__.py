@@ -11,7 +11,7 @@ import structlog
 import uvloop
 
 from gateway.app import serve
-from gateway.config import Config, ConfigError, load_config, settings_table
+from gateway.config import Config, ConfigError, load_config, misspelt_variables, settings_table
 from gateway.core.model import GatewayError
 from gateway.demo.backend import serve_backend
 from gateway.telemetry import set_up_logging
@@ -74,6 +74,8 @@ def _settings_text() -> str:
 
 def _run(config: Config) -> int:
     set_up_logging(config.log_level, config.log_format)
+    for name, meant in misspelt_variables().items():
+        log.warning("settings.unknown", variable=name, meant=meant)
     reason = uvloop.run(serve(config))
     if reason is not None:
         print(f"unable to go on; {reason}", file=sys.stderr)

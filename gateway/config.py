@@ -6,12 +6,15 @@ Only this module reads the environment. The table in the README is made from it
 
 from __future__ import annotations
 
+import difflib
+import ipaddress
+import os
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from yarl import URL
 
@@ -23,7 +26,6 @@ KIB = 1024
 MIB = 1024 * KIB
 MAX_PORT = 65_535
 
-_LOOPBACK = ("localhost", "127.", "::1")
 _ORIGIN = re.compile(r"https?://[^/\s?#@]+")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 
@@ -97,7 +99,10 @@ class ListenAddress(str):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        return self.host.startswith(_LOOPBACK)
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host.lower() == "localhost"
 
 
 def _comma_separated(value: object) -> object:
@@ -169,6 +174,7 @@ class Config(BaseSettings):
     )
     auth: AuthMode | None = Field(
         None,
+        validate_default=True,
         validation_alias="GATEWAY_AUTH",
         description="Who may use it. Unset: loopback only. `none`: whoever reaches it.",
     )
@@ -373,15 +379,17 @@ class Config(BaseSettings):
             raise ValueError("must be a method and a path, such as POST /api/chat/{id}/stop")
         return value
 
-    @model_validator(mode="after")
-    def _open_to_others_only_when_said(self, info: ValidationInfo) -> Self:
-        del info
-        if self.auth is None and not self.listen_address.is_loopback:
+    @field_validator("auth")
+    @classmethod
+    def _open_to_others_only_when_said(cls, value: AuthMode | None, info: ValidationInfo) -> AuthMode | None:
+        # A field, not a model validator: it speaks up beside the other problems, not after them.
+        listen = info.data.get("listen")
+        if value is None and listen is not None and not ListenAddress(listen).is_loopback:
             raise ValueError(
-                f"GATEWAY_LISTEN={self.listen}: refuses to listen beyond loopback until GATEWAY_AUTH is set; "
-                "GATEWAY_AUTH=none lets in whoever reaches it"
+                f"is not set, and GATEWAY_LISTEN={listen} is open to others; say who may use the gateway "
+                "(none: whoever reaches it), or listen on 127.0.0.1"
             )
-        return self
+        return value
 
 
 def load_config(**overrides: object) -> Config:
@@ -408,6 +416,21 @@ def _problem(item: dict[str, object]) -> str:
         described = next(f for f in Config.model_fields.values() if f.validation_alias == variable)
         return f"{variable} is not set. {described.description}"
     return f"{variable}: {message}"
+
+
+def misspelt_variables() -> dict[str, str]:
+    """Variables that are set and are no setting, but look like one; each with the one it looks like.
+
+    Not an error: Kubernetes sets ``GATEWAY_PORT`` and the like for a service called ``gateway``.
+    """
+    known = [str(field.validation_alias) for field in Config.model_fields.values()]
+    found = {}
+    for name in os.environ:
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            if close:
+                found[name] = close[0]
+    return found
 
 
 def settings_table() -> str:

@@ -102,6 +102,16 @@ for _resync in ResyncReason:
     resyncs.labels(reason=_resync)
 
 
+def metrics_table() -> str:
+    """The metrics as a Markdown table."""
+    rows = ["| metric | type | |", "|---|---|---|"]
+    rows += [
+        f"| `{family.name}{'_total' if family.type == 'counter' else ''}` | {family.type} | {family.documentation} |"
+        for family in registry.collect()
+    ]
+    return "\n".join(rows)
+
+
 def set_up_logging(level: LogLevel, form: LogFormat) -> None:
     """One line per event on standard error: JSON, or coloured on a terminal.
 
