@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from gateway.core.model import EndCode, EndReason, Record, RecordKind, TurnError
+from gateway.core.rawjson import decode, encode
 from gateway.core.sse import encode_event
 from gateway.core.uistream import DONE, told_as_chunk
 
@@ -29,7 +30,6 @@ class _EndMembers(msgspec.Struct):
 
 class _PlainMembers(msgspec.Struct):
     text: str | None = None
-    data: msgspec.Raw | None = None
     event: str = ""
 
 
@@ -75,12 +75,18 @@ def chunk_json(record: Record) -> bytes | None:
     """A chunk's payload as JSON; ``None`` if it is none."""
     if not record.draft.plain:
         return record.draft.payload
-    data = _plain(record).data
-    return None if data is None else bytes(data)
+    members = _plain(record)
+    return _data(record, members) if members.text is None else None
 
 
 def _plain(record: Record) -> _PlainMembers:
-    return _plain_members.decode(b"{" + record.draft.payload + b"}")
+    return decode(_plain_members, b"{" + record.draft.payload + b"}")
+
+
+def _data(record: Record, members: _PlainMembers) -> bytes:
+    """The JSON of a named event, byte for byte: what stands between ``"data":`` and the name."""
+    name = b',"event":' + encode(members.event)
+    return record.draft.payload.removeprefix(b'"data":').removesuffix(name)
 
 
 def _encode(record: Record) -> bytes:
@@ -93,9 +99,7 @@ def _encode(record: Record) -> bytes:
             return b"id: %b\ndata: %b\n\n" % (cursor.encode(), draft.payload)
         case RecordKind.CHUNK:
             members = _plain(record)
-            data = members.text.encode() if members.data is None and members.text is not None else b""
-            if members.data is not None:
-                data = bytes(members.data)
+            data = _data(record, members) if members.text is None else members.text.encode()
             return encode_event(data, event=members.event, identifier=cursor)
         case RecordKind.TURN_END:
             events = []

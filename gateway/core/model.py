@@ -241,9 +241,6 @@ _CURSOR = re.compile(r"(?P<epoch>[0-9a-f]{0,32})\.(?P<offset>\d{1,15})\.(?P<tag>
 RECORD_OVERHEAD_BYTES = 160
 """What an envelope adds to a payload: type, session, offset, cursor and turn."""
 
-NOWHERE = Cursor(epoch="", offset=0)
-"""Before the first record of a session that does not exist yet."""
-
 
 class RecordKind(StrEnum):
     """What a record is; one letter in the journal."""

@@ -25,11 +25,12 @@ class Send(msgspec.Struct, tag="send", frozen=True):
 
     requestId: str  # noqa: N815 - the SDK's own key
     id: str
-    body: dict[str, msgspec.Raw] = field(default_factory=dict)
-    headers: dict[str, str] = field(default_factory=dict)
-    messages: msgspec.Raw | None = None
-    trigger: msgspec.Raw | None = None
-    messageId: msgspec.Raw | None = None  # noqa: N815 - the SDK's own key
+    body: dict[str, msgspec.Raw] = msgspec.field(default_factory=dict)
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
+    # Empty where the frame has none: msgspec reads nothing but null into `Raw | None`.
+    messages: msgspec.Raw = msgspec.Raw()
+    trigger: msgspec.Raw = msgspec.Raw()
+    messageId: msgspec.Raw = msgspec.Raw()  # noqa: N815 - the SDK's own key
 
 
 class Resume(msgspec.Struct, tag="resume", frozen=True):
@@ -74,7 +75,7 @@ def send_body(frame: Send) -> bytes:
     """What ``DefaultChatTransport`` would have posted: ``{...body, id, messages, trigger, messageId}``."""
     members: dict[str, object] = {**frame.body, "id": frame.id}
     named = {"messages": frame.messages, "trigger": frame.trigger, "messageId": frame.messageId}
-    members |= {name: value for name, value in named.items() if value is not None}
+    members |= {name: value for name, value in named.items() if bytes(value)}
     return encode(members)
 
 

@@ -169,7 +169,7 @@ def _optional_text(value: msgspec.Raw | None) -> str | None:
 
 def _last_message(members: dict[str, msgspec.Raw]) -> bytes | None:
     messages = members.get("messages")
-    if messages is not None:
+    if messages is not None and bytes(messages) != b"null":
         try:
             items = decode(_array, bytes(messages))
         except WrongShape:

@@ -23,7 +23,7 @@ from enum import StrEnum, auto
 from typing import TYPE_CHECKING
 
 from gateway.core.model import By, Draft, EndCode, EndReason, TurnError
-from gateway.core.uistream import DONE, ChunkType, OpenParts, read_chunk
+from gateway.core.uistream import DONE, Chunk, ChunkType, OpenParts, read_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -120,11 +120,14 @@ class Turn:
             if event.data == DONE:
                 self._done = True
                 break
-            draft = self._chunk(event)
+            chunk = read_chunk(event, message_id=self._message_id)
+            self._bytes_left -= len(chunk.draft.payload)
             if self._bytes_left < 0:
                 message = "the answer is larger than GATEWAY_MAX_TURN"
                 return [*_append(drafts), *self._break_off(TurnError(EndCode.TURN_TOO_LARGE, message))]
-            drafts.append(draft)
+            # Only what is journalled counts: an end that a chunk told is not told again.
+            self._saw(chunk)
+            drafts.append(chunk.draft)
         effects = _append(drafts)
         return [*effects, self._classified()] if self._done else effects
 
@@ -139,7 +142,7 @@ class Turn:
         match self.state:
             case TurnState.WAITING:
                 return [self._end(EndReason.ERROR, error=error)]
-            case TurnState.READING if self.finished:
+            case TurnState.READING if self.finished or self._aborted_by_backend:
                 return [self._classified()]
             case TurnState.READING:
                 return self._break_off(error)
@@ -166,28 +169,30 @@ class Turn:
 
     def interrupted(self, error: TurnError) -> list[Effect]:
         """The node gives the turn up."""
-        if self.state is TurnState.ENDED:
-            return []
-        return [self._end(EndReason.INTERRUPTED, error=error)]
+        match self.state:
+            case TurnState.READING if self.finished:
+                return [self._classified()]
+            case TurnState.WAITING | TurnState.READING | TurnState.CANCELLING:
+                return [self._end(EndReason.INTERRUPTED, error=error)]
+            case TurnState.ENDED:
+                return []
 
-    def _chunk(self, event: ServerSentEvent) -> Draft:
-        chunk = read_chunk(event, message_id=self._message_id)
+    def _saw(self, chunk: Chunk) -> None:
         if chunk.type is ChunkType.START and self._only_data_so_far:
             self._ai_sdk = True
         self._only_data_so_far = self._only_data_so_far and chunk.type is ChunkType.DATA
-        self._bytes_left -= len(chunk.draft.payload)
         self._open_parts.saw(chunk)
         match chunk.type:
             case ChunkType.FINISH:
                 self.finished = self._ai_sdk
-            case ChunkType.ERROR if self._ai_sdk:
+            case ChunkType.ERROR if self._ai_sdk and self._error is None:
+                # The first one is where the SDK's client stops reading.
                 text = chunk.error_text or "the backend reported an error"
                 self._error = TurnError(EndCode.UPSTREAM_ERROR, text)
             case ChunkType.ABORT if self._ai_sdk:
                 self._aborted_by_backend = True
             case _:
                 pass
-        return chunk.draft
 
     def _classified(self) -> End:
         if self._error is not None:

@@ -37,6 +37,8 @@ class ChunkType(StrEnum):
     TEXT_END = "text-end"
     REASONING_START = "reasoning-start"
     REASONING_END = "reasoning-end"
+    FINISH_STEP = "finish-step"
+    RESET_STEP = "reset-step"
     DATA = "data-*"
     OTHER = ""
 
@@ -48,11 +50,14 @@ class _Head(msgspec.Struct):
     errorText: str | None = None  # noqa: N815 - the SDK's own key
 
 
+class _Typed(msgspec.Struct):
+    type: str
+
+
 _head = msgspec.json.Decoder(_Head)
+_typed = msgspec.json.Decoder(_Typed)
 _anything = msgspec.json.Decoder(msgspec.Raw)
 _types = {member.value: member for member in ChunkType if member is not ChunkType.OTHER}
-
-# `text-delta` is nearly all of a stream, and only its validity matters.
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +85,7 @@ def read_chunk(event: ServerSentEvent, *, message_id: str) -> Chunk:
         message_id: Given to a ``start`` that has none.
     """
     try:
-        head = decode(_head, event.data)
-    except WrongShape:
-        return Chunk(_other_json_draft(event))
+        head = _read_head(event.data)
     except NotJSON:
         return Chunk(_plain_draft(event, b'"text":' + encode(event.data.decode("utf-8", "replace"))))
     payload = one_line(event.data)
@@ -93,14 +96,22 @@ def read_chunk(event: ServerSentEvent, *, message_id: str) -> Chunk:
     return Chunk(draft, type=kind, part=head.id or "", error_text=head.errorText or "")
 
 
-def _other_json_draft(event: ServerSentEvent) -> Draft:
-    """JSON whose head is not a chunk's: a number, an array, an object of another vocabulary."""
+def _read_head(data: bytes) -> _Head:
+    """What a JSON document says of itself: nothing, where it is a number, an array, another vocabulary.
+
+    Raises:
+        NotJSON: It is no JSON.
+    """
     try:
-        decode(_anything, event.data)
-    except NotJSON:
-        return _plain_draft(event, b'"text":' + encode(event.data.decode("utf-8", "replace")))
-    payload = one_line(event.data)
-    return _plain_draft(event, b'"data":' + payload) if event.event else Draft(RecordKind.CHUNK, payload)
+        return decode(_head, data)
+    except WrongShape:
+        # What stands behind the wrong type has not been looked at.
+        decode(_anything, data)
+    try:
+        # An `error` whose text is an object is an error all the same.
+        return _Head(decode(_typed, data).type)
+    except WrongShape:
+        return _Head("")
 
 
 def _plain_draft(event: ServerSentEvent, members: bytes) -> Draft:
@@ -135,6 +146,9 @@ class OpenParts:
                 self._open[chunk.type.value.removesuffix("-start"), chunk.part] = None
             case ChunkType.TEXT_END | ChunkType.REASONING_END:
                 self._open.pop((chunk.type.value.removesuffix("-end"), chunk.part), None)
+            case ChunkType.FINISH_STEP | ChunkType.RESET_STEP:
+                # Here ai 5 and 6 (the first), and ai 7 (the second) forget what was open: an end would throw.
+                self._open.clear()
             case _:
                 pass
 

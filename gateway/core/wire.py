@@ -6,7 +6,7 @@ A command is one JSON object. What goes out is lines: one JSON object each, any 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 import msgspec
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gateway.core.turn import End
+
+T = TypeVar("T")
 
 PROTOCOL = 1
 SUBPROTOCOL = "session-gateway.v1"
@@ -82,13 +84,10 @@ Command = Attach | Detach | Send | Cancel | Ping
 _commands: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 
 
-class _Identified(msgspec.Struct):
-    id: CommandId | None = None
-    type: str | None = None
-
-
-_identified = msgspec.json.Decoder(_Identified)
-_known = tuple(str(command.__struct_config__.tag) for command in get_args(Command))
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_text = msgspec.json.Decoder(str)
+_command_id: msgspec.json.Decoder[CommandId] = msgspec.json.Decoder(CommandId)
+KNOWN_COMMANDS = tuple(str(command.__struct_config__.tag) for command in get_args(Command))
 
 
 class BadCommand(Refusal):
@@ -115,7 +114,7 @@ def parse_command(frame: str | bytes) -> Command:
         raise BadCommand(f"unable to read the command; it is no JSON ({error})", None) from None
     except WrongShape as error:
         raise _explained(frame, error) from None
-    if isinstance(command.id, str) and len(command.id) > MAX_COMMAND_ID_LENGTH:
+    if _is_too_long(command.id):
         raise BadCommand(
             f"unable to use the command's id; {MAX_COMMAND_ID_LENGTH} characters are the most", None
         )
@@ -124,15 +123,30 @@ def parse_command(frame: str | bytes) -> Command:
 
 def _explained(frame: str | bytes, error: WrongShape) -> BadCommand:
     try:
-        head = decode(_identified, frame)
-    except WrongShape:
+        members = decode(_members, frame)
+    except (NotJSON, WrongShape):
         message = "unable to read the command; it must be a JSON object with a type and an id"
         return BadCommand(message, None)
-    if head.type not in _known:
-        known = ", ".join(_known)
-        message = f"unable to carry out a command of type {head.type!r:.60}; known are {known}"
-        return BadCommand(message, head.id)
-    return BadCommand(f"unable to read the {head.type} command; {error}", head.id)
+    identifier = _read(_command_id, members.get("id"))
+    if identifier is not None and _is_too_long(identifier):
+        identifier = None
+    kind = _read(_text, members.get("type"))
+    if kind not in KNOWN_COMMANDS:
+        known = ", ".join(KNOWN_COMMANDS)
+        message = f"unable to carry out a command of type {kind!r:.60}; known are {known}"
+        return BadCommand(message, identifier)
+    return BadCommand(f"unable to read the {kind} command; {error}", identifier)
+
+
+def _read(decoder: msgspec.json.Decoder[T], value: msgspec.Raw | None) -> T | None:
+    try:
+        return None if value is None else decode(decoder, bytes(value))
+    except WrongShape:
+        return None
+
+
+def _is_too_long(identifier: CommandId) -> bool:
+    return isinstance(identifier, str) and len(identifier) > MAX_COMMAND_ID_LENGTH
 
 
 @dataclass(frozen=True, slots=True)
