@@ -17,7 +17,7 @@ from gateway.core.rawjson import NotJSON, WrongShape, decode, encode
 
 MAX_REQUEST_ID_LENGTH = 256
 
-NOT_JSON = "the backend wrote an event that is no JSON; this transport cannot carry it"
+NO_CHUNK = "the backend wrote an event that is no AI SDK chunk; this transport cannot carry it"
 
 
 class Send(msgspec.Struct, tag="send", frozen=True):
@@ -144,7 +144,7 @@ class Rendering:
                 return []
             case RecordKind.CHUNK:
                 chunk = chunk_json(record)
-                return self._broken() if chunk is None else self._chunk(chunk)
+                return self._chunk(chunk) if chunk is not None and _is_typed(chunk) else self._broken()
             case RecordKind.TURN_END:
                 return self._end(record)
 
@@ -159,9 +159,27 @@ class Rendering:
 
     def _broken(self) -> list[bytes]:
         self.ended = True
-        return [error(self.request_id, NOT_JSON)]
+        return [error(self.request_id, NO_CHUNK)]
 
     def _end(self, record: Record) -> list[bytes]:
         self.ended = True
         chunk = read_turn_end(record).chunk
         return [*([] if chunk is None else self._chunk(chunk)), end(self.request_id)]
+
+
+class _Typed(msgspec.Struct):
+    type: str
+
+
+_typed = msgspec.json.Decoder(_Typed)
+
+
+def _is_typed(chunk: bytes) -> bool:
+    """Whether it is an object with a ``type``: the least that the SDK's client asks of a chunk."""
+    if chunk.startswith(b'{"type":"'):
+        return True
+    try:
+        decode(_typed, chunk)
+    except WrongShape:
+        return False
+    return True

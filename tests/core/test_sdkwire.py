@@ -21,7 +21,7 @@ from gateway.core.model import (
     TurnId,
 )
 from gateway.core.sdkwire import (
-    NOT_JSON,
+    NO_CHUNK,
     Abort,
     Frame,
     Rendering,
@@ -240,22 +240,23 @@ def test_a_running_turn_has_no_end_yet() -> None:
     assert not rendering.ended
 
 
-def test_a_payload_that_is_no_json_ends_the_request() -> None:
+@pytest.mark.parametrize("payload", [b"hello", b"5", b"[1]", b"null", b'{"choices":[]}', b'{"type":1}'])
+def test_a_payload_that_is_no_chunk_ends_the_request(payload: bytes) -> None:
     """The SDK would close the socket with all its chats; this way the one request fails, and says why."""
-    told = records([(CHUNKS[0], ""), (b"hello", ""), (CHUNKS[1], "")], End(EndReason.COMPLETE))
-    failed = {"type": "error", "requestId": "r", "errorText": NOT_JSON}
+    told = records([(CHUNKS[0], ""), (payload, ""), (CHUNKS[1], "")], End(EndReason.COMPLETE))
+    failed = {"type": "error", "requestId": "r", "errorText": NO_CHUNK}
     assert [json.loads(frame) for frame in rendered(told)] == [json.loads(chunk_frame(0, CHUNKS[0])), failed]
     assert [json.loads(frame) for frame in rendered(told, after=5)] == [failed]
 
 
-@pytest.mark.parametrize("data", [b'{"type":"finish"}', b"null", b'{"a":"\\ud83d"}'])
+@pytest.mark.parametrize("data", [b'{"type":"finish"}', b'{"a":"\\ud83d", "type": "data-x"}'])
 def test_the_json_of_a_named_event_is_carried(data: bytes) -> None:
     """The SDK knows no event names, its HTTP transport reads past them too."""
     assert rendered(records([(data, "note")], None)) == [chunk_frame(0, data)]
 
 
 payloads = st.sampled_from(
-    [*[(chunk, "") for chunk in CHUNKS], (b'{"type":"start"}', ""), (b"[1]", "note"), (b"5", "")]
+    [*[(chunk, "") for chunk in CHUNKS], (b'{"type":"start"}', ""), (b'{"type":"data-1"}', "note")]
 )
 endings = st.sampled_from(
     [
