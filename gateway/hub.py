@@ -49,7 +49,17 @@ class Resync(Exception):
 class Tail:
     """The newest records of one session."""
 
-    __slots__ = ("epoch", "last", "lost", "records", "session", "size", "subscribers", "total_bytes")
+    __slots__ = (
+        "behind",
+        "epoch",
+        "last",
+        "lost",
+        "records",
+        "session",
+        "size",
+        "subscribers",
+        "total_bytes",
+    )
 
     def __init__(self, session: SessionId) -> None:
         self.session = session
@@ -61,6 +71,8 @@ class Tail:
         self.total_bytes = 0
         """All that was ever added: the difference of two readings is a lag."""
         self.lost = False
+        self.behind = False
+        """Something was journalled that only the journal knows, and nobody has looked since."""
         self.subscribers: set[Subscriber] = set()
 
     def add(self, records: Sequence[Record]) -> bool:
@@ -114,7 +126,10 @@ class Subscriber:
         wake: Called when there may be something to pull; must not block.
     """
 
-    __slots__ = ("_attachment", "_caught_up_at", "_hub", "_seen_bytes", "_tail", "carrier", "wake")
+    __slots__ = (
+        "_attachment", "_caught_up_at", "_hub", "_known_epoch", "_looked_at", "_retry", "_seen_bytes",
+        "_tail", "carrier", "wake",
+    )  # fmt: skip
 
     def __init__(self, hub: Hub, tail: Tail, wake: Callable[[], None], carrier: str) -> None:
         self.wake = wake
@@ -124,6 +139,9 @@ class Subscriber:
         self._attachment: Attachment | None = None
         self._caught_up_at = 0
         self._seen_bytes = 0
+        self._known_epoch = tail.epoch
+        self._looked_at = 0
+        self._retry: asyncio.TimerHandle | None = None
 
     @property
     def session(self) -> SessionId:
@@ -142,19 +160,37 @@ class Subscriber:
             cursor: Where.
             last: The journal's newest offset when it was looked at, after this subscriber was registered.
         """
+        if self._is_stale(cursor.epoch):
+            self._hub.renew(self)
         tail = self._tail
-        if tail.last is None:
-            tail.last, tail.epoch = last, cursor.epoch
+        if tail.last is None or (tail.epoch == "" and cursor.epoch):
+            tail.skip_to(last, cursor.epoch)
+            tail.wake()  # who came before the session did
         self._attachment = Attachment(cursor)
-        self._caught_up_at = tail.last
+        self._known_epoch = tail.epoch
+        self._looked_at = last
+        self._caught_up_at = tail.last or 0
         self._seen_bytes = tail.total_bytes
         self.wake()
+
+    def _is_stale(self, epoch: str) -> bool:
+        """Whether the tail is of a journal that was lost before somebody looked and saw ``epoch``."""
+        tail = self._tail
+        if tail.lost:
+            return True
+        if tail.epoch in {None, "", epoch}:
+            return False
+        # A session that was not there may have begun since the look.
+        return epoch != "" or self._known_epoch not in {None, ""}
 
     @property
     def has_more(self) -> bool:
         """Whether a pull would bring something, or the news that it cannot continue."""
         tail, attachment = self._tail, self._attachment
-        return attachment is not None and (tail.lost or (tail.last or 0) > attachment.offset)
+        if attachment is None or self._retry is not None:
+            return False
+        # A look may know of records that are not published yet, or not on this node.
+        return tail.lost or (tail.last or 0) > attachment.offset or self._looked_at > attachment.offset
 
     async def pull(self) -> Sequence[Record]:
         """Take what is new: all that the tail has, or a page of the journal. Empty if nothing is.
@@ -172,8 +208,10 @@ class Subscriber:
         if tail.total_bytes - self._seen_bytes > self._hub.max_lag_bytes:
             raise self._resync(ResyncReason.TOO_FAR_BEHIND)
         records = tail.after(attachment.offset)
-        if records is None:
+        if not records:
             records = await self._read_back(attachment)
+            if self._attachment is not attachment:
+                return ()  # it was placed elsewhere meanwhile
         try:
             new = attachment.take(records)
         except GapError:
@@ -184,6 +222,8 @@ class Subscriber:
 
     def close(self) -> None:
         """Receive no more. Idempotent."""
+        if self._retry is not None:
+            self._retry.cancel()
         self._hub.unsubscribe(self)
 
     def _count(self, records: Sequence[Record]) -> None:
@@ -197,16 +237,20 @@ class Subscriber:
         try:
             page = await self._hub.journal.read(self.session, after=attachment.offset)
         except (StoreUnavailable, StoreError):
-            # Readers wait (DESIGN §8): the wake below brings them back here.
-            asyncio.get_running_loop().call_later(READ_RETRY_SECONDS, self.wake)
+            # Readers wait (DESIGN §8). Until then there is nothing to pull: a carrier must not spin.
+            self._retry = asyncio.get_running_loop().call_later(READ_RETRY_SECONDS, self._ask_again)
             return ()
         if page.epoch != attachment.epoch:
             raise self._resync(ResyncReason.EPOCH_CHANGED)
         if attachment.offset < page.base - 1:
             raise self._resync(ResyncReason.TRIMMED)
-        if not page.records and page.last > attachment.offset:
+        if not page.records:  # it was asked because the journal had more
             raise self._resync(ResyncReason.EPOCH_CHANGED)
         return page.records
+
+    def _ask_again(self) -> None:
+        self._retry = None
+        self.wake()
 
     @staticmethod
     def _resync(reason: ResyncReason) -> Resync:
@@ -226,12 +270,12 @@ class Hub:
         self.journal = journal
         self.max_lag_bytes = max_lag_bytes
         self._tails: dict[SessionId, Tail] = {}
-        self._catching_up: dict[SessionId, asyncio.Task[None]] = {}
+        self._catching_up: dict[Tail, asyncio.Task[None]] = {}
 
     def subscribe(self, session: SessionId, wake: Callable[[], None], *, carrier: str) -> Subscriber:
         """Register for a session's records; look at the journal next, then :meth:`Subscriber.place_at`."""
         tail = self._tails.get(session)
-        if tail is None or tail.lost:
+        if tail is None:
             tail = self._tails[session] = Tail(session)
         subscriber = Subscriber(self, tail, wake, carrier)
         tail.subscribers.add(subscriber)
@@ -260,17 +304,33 @@ class Hub:
             return
         if records and tail.add(records):
             tail.wake()
-        elif session not in self._catching_up:
-            task = asyncio.create_task(self._catch_up(tail), name=f"catch-up-{session}")
-            self._catching_up[session] = task
-            task.add_done_callback(lambda _: self._catching_up.pop(session, None))
+        else:
+            self._look_soon(tail)
+
+    def renew(self, subscriber: Subscriber) -> None:
+        """Move a subscriber that has just looked from a tail whose journal is gone to a new one."""
+        old = subscriber._tail  # noqa: SLF001 - a subscriber is the hub's own
+        if subscriber not in old.subscribers:
+            return  # closed while it looked
+        old.subscribers.discard(subscriber)
+        self._lose(old)
+        tail = self._tails.setdefault(old.session, Tail(old.session))
+        tail.subscribers.add(subscriber)
+        subscriber._tail = tail  # noqa: SLF001 - see above
+        # What was published since the look went to the old one.
+        self._look_soon(tail)
 
     def lose(self, session: SessionId) -> None:
         """The session's journal is gone: everybody attached is told."""
-        tail = self._tails.pop(session, None)
+        tail = self._tails.get(session)
         if tail is not None:
-            tail.lost = True
-            tail.wake()
+            self._lose(tail)
+
+    def _lose(self, tail: Tail) -> None:
+        if self._tails.get(tail.session) is tail:
+            del self._tails[tail.session]
+        tail.lost = True
+        tail.wake()
 
     async def close(self) -> None:
         """End what runs."""
@@ -278,18 +338,33 @@ class Hub:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._catching_up.clear()
+
+    def _look_soon(self, tail: Tail) -> None:
+        tail.behind = True
+        if tail not in self._catching_up:
+            name = f"catch-up-{tail.session}"
+            self._catching_up[tail] = asyncio.create_task(self._catch_up(tail), name=name)
 
     async def _catch_up(self, tail: Tail) -> None:
         """Look where the journal ends; subscribers read what the tail does not have."""
-        while tail.subscribers and not tail.lost:
-            try:
-                look = await self.journal.look(tail.session)
-            except (StoreUnavailable, StoreError):
-                await asyncio.sleep(READ_RETRY_SECONDS)
-                continue
-            if tail.epoch not in {None, "", look.epoch}:
-                self.lose(tail.session)
+        try:
+            while tail.behind and tail.subscribers and not tail.lost:
+                tail.behind = False  # what is journalled from here on, and told, is looked for again
+                await self._look_once(tail)
+        finally:
+            self._catching_up.pop(tail, None)
+
+    async def _look_once(self, tail: Tail) -> None:
+        epoch = tail.epoch  # as it is before: a session may begin, and be published, during the look
+        try:
+            look = await self.journal.look(tail.session)
+        except (StoreUnavailable, StoreError):
+            tail.behind = True
+            await asyncio.sleep(READ_RETRY_SECONDS)
+        else:
+            if epoch not in {None, "", look.epoch}:
+                self._lose(tail)
             elif tail.last is None or look.last > tail.last:
                 tail.skip_to(look.last, look.epoch)
                 tail.wake()
-            return

@@ -414,7 +414,7 @@ class SessionJournal:
         """Records after an offset: at least one if there is one, and about ``limit_bytes`` at the most."""
         keys = self._keys(session)
         epoch, last, base, found = await self._store.reads.call(
-            _READ, (keys.meta, keys.journal), (after, limit_bytes)
+            _READ, (keys.meta, keys.journal), (after, limit_bytes), reply_bytes=limit_bytes
         )
         text = epoch.decode()
         records = tuple(

@@ -32,6 +32,11 @@ SCRIPTS = (_BEAT, _CLAIM, _ORPHANS, _FORGET)
 BEATS_PER_LEASE = 3
 """Two may be lost."""
 
+CLAIMS_SECONDS = 86_400.0
+"""How long a node's claims outlive its last beat, if no node is there to end its turns for so long."""
+
+_KEPT = milliseconds(CLAIMS_SECONDS)
+
 
 class Lease:
     """A node's place among the nodes.
@@ -57,16 +62,17 @@ class Lease:
             seal: Ends one turn of a node, if it has not ended.
         """
         while True:
+            next_beat = time.monotonic() + self._lease_seconds / BEATS_PER_LEASE
             try:
                 silent = await self._beat()
                 if self.may_seal:
                     for node in silent:
-                        await self._bury(node, seal)
+                        await self._bury(node, seal, next_beat)
             except StoreUnavailable:
                 self._contact_since = None
             except StoreError:
                 log.exception("lease.failed")
-            await asyncio.sleep(self._lease_seconds / BEATS_PER_LEASE)
+            await asyncio.sleep(max(0.0, next_beat - time.monotonic()))
 
     @property
     def may_seal(self) -> bool:
@@ -83,11 +89,11 @@ class Lease:
 
     def claim(self, session: SessionId, turn: TurnId) -> None:
         """Say that this node is about to produce a turn; before ``begin``, so that no turn is forgotten."""
-        self._store.writes.tell(_CLAIM, (self._turns_of(self.node),), (f"{turn} {session}", "add"))
+        self._store.writes.tell(_CLAIM, (self._turns_of(self.node),), (f"{turn} {session}", "add", _KEPT))
 
     def release(self, session: SessionId, turn: TurnId) -> None:
         """The turn has ended."""
-        self._store.writes.tell(_CLAIM, (self._turns_of(self.node),), (f"{turn} {session}", "remove"))
+        self._unclaim(self.node, f"{turn} {session}")
 
     async def leave(self) -> None:
         """Say goodbye: all of this node's turns have ended."""
@@ -109,15 +115,30 @@ class Lease:
 
     async def _nodes_now(self) -> tuple[set[NodeId], list[NodeId]]:
         live, silent = await self._store.writes.call(
-            _BEAT, (self._nodes,), (self.node, milliseconds(self._lease_seconds))
+            _BEAT,
+            (self._nodes, self._turns_of(self.node)),
+            (self.node, milliseconds(self._lease_seconds), _KEPT),
         )
         return {NodeId(node.decode()) for node in live}, [NodeId(node.decode()) for node in silent]
 
-    async def _bury(self, node: NodeId, seal: Callable[[SessionId, TurnId, NodeId], Awaitable[None]]) -> None:
+    async def _bury(
+        self, node: NodeId, seal: Callable[[SessionId, TurnId, NodeId], Awaitable[None]], until: float
+    ) -> None:
+        """End a node's turns, as many as there is time for: who buries must not fall silent itself."""
         for member in await self._store.reads.call(_ORPHANS, (self._turns_of(node),), ()):
+            if time.monotonic() >= until:
+                return
             turn, _, session = member.decode().partition(" ")
-            await seal(SessionId(session), TurnId(turn), node)
+            try:
+                await seal(SessionId(session), TurnId(turn), node)
+            except StoreError:
+                # One session's broken key must not keep the others from their end.
+                log.exception("turn.seal-failed", session=session, turn=turn, node=node)
+            self._unclaim(node, member)
         await self._store.writes.call(_FORGET, (self._nodes, self._turns_of(node)), (node,))
+
+    def _unclaim(self, node: NodeId, member: str | bytes) -> None:
+        self._store.writes.tell(_CLAIM, (self._turns_of(node),), (member, "remove", _KEPT))
 
     def _turns_of(self, node: NodeId) -> str:
         return f"{self._nodes}:{node}"

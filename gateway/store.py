@@ -5,8 +5,9 @@ it was asked, and the next write waits for the replies of the last. So all turns
 trip, and a lane under load makes bigger batches instead of more of them.
 
 redis-py connects, authenticates and parses. It does not retry (it would repeat writes, FAULTS R1) and its
-timeouts are off: one deadline stands around each batch. A batch whose replies did not all come fails whole,
-with an unknown outcome; every script of ours may be repeated.
+timeouts are off: one deadline stands around each batch. A batch whose replies did not all come fails, with an
+unknown outcome, and its connection is dropped, so that no late reply is taken for another call's. Every
+script of ours may be repeated.
 """
 
 from __future__ import annotations
@@ -23,7 +24,16 @@ import structlog
 from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    ClusterDownError,
+    MasterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 
 from gateway.core.model import GatewayError
 
@@ -40,7 +50,7 @@ OPERATION_TIMEOUT_SECONDS = 2.0
 """A batch takes well below 10 ms; Redis frozen for longer is an outage, and callers have their own policy."""
 
 MAX_BATCH_BYTES = 4 * 1024 * 1024
-"""A write on one connection; what is over it waits for the next."""
+"""A write on one connection, and the replies expected to it; what is over it waits for the next."""
 
 
 class StoreUnavailable(GatewayError):
@@ -79,6 +89,7 @@ class _Call:
     script: Script
     packed: list[bytes]
     size: int
+    asked_at: float
     reply: asyncio.Future[Any]
 
 
@@ -96,35 +107,51 @@ class Lane:
         self._name = name
         self._scripts = scripts
         self._connection: AbstractConnection | None = None
+        self._transport: asyncio.WriteTransport | None = None
         self._calls: deque[_Call] = deque()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     def start(self) -> None:
         """Begin to serve calls; :meth:`close` ends it."""
         self._task = asyncio.create_task(self._run(), name=f"store-{self._name}")
 
     async def close(self) -> None:
-        """End the lane; calls that wait fail."""
+        """End the lane; calls that wait fail, and so do later ones."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        self._fail(list(self._calls), StoreUnavailable("unable to use the store; the gateway is stopping"))
+        self._fail(list(self._calls), _stopping())
         self._calls.clear()
-        await self._disconnect()
+        await self._drop()
 
-    def call(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> asyncio.Future[Any]:
+    def call(
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Argument], *, reply_bytes: int = 0
+    ) -> asyncio.Future[Any]:
         """Ask for a script to be run, after all that was asked before.
+
+        Args:
+            script: One of those that the lane loads.
+            keys: All in one slot.
+            arguments: What it takes.
+            reply_bytes: What the reply may hold, where that is much; it counts towards the batch.
 
         Returns:
             A future of the reply: nested lists of ``bytes`` and ``int``. It fails with
             :class:`StoreUnavailable` or :class:`StoreError`. Cancelling it does not take the call back.
         """
         packed = _pack("EVALSHA", script.sha, len(keys), *keys, *arguments)
-        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._calls.append(_Call(script, packed, sum(map(len, packed)), reply))
-        self._wake.set()
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[Any] = loop.create_future()
+        call = _Call(script, packed, sum(map(len, packed)) + reply_bytes, loop.time(), reply)
+        if self._closed:
+            self._fail([call], _stopping())
+        else:
+            self._calls.append(call)
+            self._wake.set()
         return reply
 
     def tell(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> None:
@@ -141,14 +168,22 @@ class Lane:
                     async with asyncio.timeout(OPERATION_TIMEOUT_SECONDS):
                         await self._perform(batch)
                 except (RedisError, OSError, TimeoutError) as error:
-                    await self._disconnect()
+                    await self._drop()
                     log.warning(
                         "store.unavailable", lane=self._name, error=str(error) or type(error).__name__
                     )
-                    self._fail(batch, StoreUnavailable("unable to use the store; it does not answer"))
+                    self._fail(
+                        batch + self._take_overdue(),
+                        StoreUnavailable("unable to use the store; it does not answer"),
+                    )
                 except asyncio.CancelledError:
-                    self._fail(batch, StoreUnavailable("unable to use the store; the gateway is stopping"))
+                    self._fail(batch, _stopping())
                     raise
+                except Exception:
+                    # A bug; but a lane that died of it would leave all later callers waiting for ever.
+                    await self._drop()
+                    log.exception("store.failed", lane=self._name)
+                    self._fail(batch, StoreError("unable to use the store; the gateway has a bug"))
 
     def _take(self) -> list[_Call]:
         batch: list[_Call] = []
@@ -158,7 +193,18 @@ class Lane:
             size += batch[-1].size
         return batch
 
+    def _take_overdue(self) -> list[_Call]:
+        """What waited behind a batch that failed and is itself past the deadline: no call waits for many."""
+        limit = asyncio.get_running_loop().time() - OPERATION_TIMEOUT_SECONDS
+        overdue: list[_Call] = []
+        while self._calls and self._calls[0].asked_at <= limit:
+            overdue.append(self._calls.popleft())
+        return overdue
+
     async def _perform(self, batch: list[_Call]) -> None:
+        if self._connection is not None and await self._connection.can_read():
+            # Nothing was asked: the server closed it while it was idle. A new one costs no caller an error.
+            await self._drop()
         connection = self._connection or await self._connect()
         missing = await self._exchange(connection, batch)
         if missing:
@@ -183,18 +229,30 @@ class Lane:
 
     async def _connect(self) -> AbstractConnection:
         connection = cast("AbstractConnection", self._pool.make_connection())  # type: ignore[no-untyped-call]
+        self._connection = connection  # first, so that it is dropped if the deadline comes while it connects
         await connection.connect()  # type: ignore[no-untyped-call]
-        self._connection = connection
+        writer = connection._writer  # noqa: SLF001 - redis-py can only close it in a way that waits for the peer
+        self._transport = None if writer is None else writer.transport
         await self._load(connection)
         return connection
 
     async def _load(self, connection: AbstractConnection) -> None:
-        for script in self._scripts:
-            await connection.send_packed_command(_pack("SCRIPT", "LOAD", script.source), check_health=False)
+        await connection.send_packed_command(
+            [part for script in self._scripts for part in _pack("SCRIPT", "LOAD", script.source)],
+            check_health=False,
+        )
+        for _ in self._scripts:
             await connection.read_response()
 
-    async def _disconnect(self) -> None:
+    async def _drop(self) -> None:
+        """Close the connection without a word: what is still unwritten must not be kept, or written later.
+
+        redis-py has closed it already when an operation was broken off, but would write the rest first.
+        """
         connection, self._connection = self._connection, None
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.abort()
         if connection is not None:
             await connection.disconnect(nowait=True)
 
@@ -218,17 +276,22 @@ def _resolve(call: _Call, outcome: object) -> None:
         call.reply.set_result(outcome)
 
 
-_CANNOT_WRITE_NOW = (
-    "OOM", "LOADING", "READONLY", "MISCONF", "NOREPLICAS", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN",
-)  # fmt: skip
+_CANNOT_WRITE_NOW = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
+"""redis-py takes the code off these errors' text; those below have no class of their own."""
+
+_CANNOT_WRITE_NOW_CODES = ("MISCONF", "NOREPLICAS", "BUSY", "UNKILLABLE")
 
 
 def _explained(script: Script, error: ResponseError) -> GatewayError:
     text = str(error)
     log.error("store.refused", script=script.name, error=text)
-    if text.startswith(_CANNOT_WRITE_NOW) or "OOM" in text or "READONLY" in text:
+    if isinstance(error, _CANNOT_WRITE_NOW) or text.startswith(_CANNOT_WRITE_NOW_CODES):
         return StoreUnavailable("unable to use the store; it cannot write now")
     return StoreError(f"unable to run {script.name}; the store refused it")
+
+
+def _stopping() -> StoreUnavailable:
+    return StoreUnavailable("unable to use the store; the gateway is stopping")
 
 
 def _pack(*arguments: Argument) -> list[bytes]:

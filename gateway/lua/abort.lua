@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Sets, or takes back, the deadline of an ambiguous abort.
 --
 -- KEYS: turn

@@ -9,13 +9,12 @@
 --         {'BEHIND', count}: ask again from that index   {'FENCED'}: another may write this turn
 --         {'ENDED', reason}   {'LOST'}: the journal or the turn is gone   {'REWOUND'}: it is behind
 local meta, journal, turns, turn = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local known = redis.call('HMGET', turn, 'epoch', 'fence', 'token', 'count', 'state', 'touched')
-local head = redis.call('HMGET', meta, 'epoch', 'last')
-if not known[1] or head[1] ~= known[1] then return {'LOST'} end
+local known = redis.call('HMGET', turn, 'epoch', 'fence', 'token', 'count', 'state', 'touched', 'first')
+local epoch, last = head_of(meta, journal)
+if not known[1] or epoch ~= known[1] then return {'LOST'} end
 if known[2] ~= ARGV[4] or known[3] ~= ARGV[5] then return {'FENCED'} end
 local state = known[5]
-if state ~= 'running' and state ~= 'cancelling' and state ~= 'queued' then return {'ENDED', state} end
-local epoch, last = head[1], tonumber(head[2])
+if not is_running(state) then return {'ENDED', state} end
 if rewound(epoch, last, ARGV[1], tonumber(ARGV[2])) then return {'REWOUND'} end
 local count, from = tonumber(known[4]), tonumber(ARGV[6])
 if from > count then return {'BEHIND', count} end
@@ -27,7 +26,9 @@ if new > 0 then
   local at = now_ms()
   redis.call('HSET', turn, 'count', count)
   redis.call('HSET', meta, 'last', last, 'used', at)
-  if at - tonumber(known[6]) > tonumber(ARGV[7]) / 4 then
+  -- The member is missing only where the key was evicted; without it the turn would not be told of.
+  local healed = redis.call('ZADD', turns, 'NX', 'inf', known[7] .. '/' .. ARGV[3]) == 1
+  if healed or at - tonumber(known[6]) > tonumber(ARGV[7]) / 4 then
     redis.call('HSET', turn, 'touched', at)
     for index = 1, 4 do redis.call('PEXPIRE', KEYS[index], ARGV[7]) end
   end

@@ -18,23 +18,28 @@ if known[1] then
   return {'DUPLICATE', known[2], tonumber(known[3]), known[4]}
 end
 
-local head = redis.call('HMGET', meta, 'epoch', 'last')
-local epoch, last = head[1], tonumber(head[2] or '0')
+local epoch, last = head_of(meta, journal)
 if epoch and rewound(epoch, last, ARGV[1], tonumber(ARGV[2])) then return {'REWOUND'} end
 
-local running = redis.call('ZRANGEBYSCORE', turns, '+inf', '+inf')
+local running, ghosts = {}, {}
+for _, member in ipairs(epoch and redis.call('ZRANGEBYSCORE', turns, '+inf', '+inf') or {}) do
+  local _, id = split_member(member)
+  -- A turn whose hash is gone can neither go on nor be ended; it must not stand in the way.
+  local exists = redis.call('EXISTS', turn_key_of(meta, id)) == 1
+  table.insert(exists and running or ghosts, member)
+end
 local cancelled = redis.call('EXISTS', tombstone) == 1
 if #running > 0 and ARGV[8] == 'reject' and not cancelled then return {'BUSY'} end
 
 -- From here on everything is written.
 local at = now_ms()
 if not epoch then
-  epoch = ARGV[3]
-  -- What is left of a journal whose meta was evicted belongs to nobody's epoch.
+  epoch, last = ARGV[3], 0
+  -- What is left of a journal that lost a key belongs to nobody's epoch.
   redis.call('DEL', journal, turns)
-  running = {}
   redis.call('HSET', meta, 'epoch', epoch, 'base', 1, 'created', at)
 end
+for _, member in ipairs(ghosts) do redis.call('ZREM', turns, member) end
 redis.call('HSETNX', meta, 'owner', ARGV[11])
 local fence = redis.call('HINCRBY', meta, 'fence', 1)
 local first = last + 1

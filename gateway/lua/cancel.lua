@@ -13,7 +13,7 @@ if not known[1] then
   return {'UNKNOWN'}
 end
 local state = known[1]
-if state ~= 'running' and state ~= 'cancelling' and state ~= 'queued' then return {'ENDED', state} end
+if not is_running(state) then return {'ENDED', state} end
 if ARGV[2] == 'due' and (not known[3] or tonumber(known[3]) > now_ms()) then return {'KEPT'} end
 redis.call('HSET', turn, 'state', 'cancelling')
 return {'CANCELLING', known[2]}

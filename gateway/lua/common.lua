@@ -40,6 +40,20 @@ local function add_records(journal, turn, last, from)
   return last
 end
 
+-- Returns epoch, newest offset and oldest offset kept; nothing if there is no journal, or only pieces of one:
+-- records are dense, so a stream that was evicted or lost its end shows in its length.
+local function head_of(meta, journal)
+  local head = redis.call('HMGET', meta, 'epoch', 'last', 'base')
+  if not head[1] then return nil end
+  local last, base = tonumber(head[2]), tonumber(head[3])
+  if redis.call('XLEN', journal) ~= last - base + 1 then return nil end
+  return head[1], last, base
+end
+
+local function is_running(state)
+  return state == 'running' or state == 'cancelling' or state == 'queued'
+end
+
 -- Whether the journal is older than what the caller has seen of it, or another one.
 local function rewound(epoch, last, seen_epoch, seen)
   return epoch == seen_epoch and last < seen

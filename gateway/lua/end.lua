@@ -10,17 +10,16 @@
 --         {'BEHIND', count}, {'FENCED'}, {'LOST'}, {'REWOUND'} as append
 local meta, journal, turns, turn = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local known = redis.call('HMGET', turn, 'epoch', 'fence', 'token', 'count', 'state', 'first', 'node')
-local head = redis.call('HMGET', meta, 'epoch', 'last')
-if not known[1] or head[1] ~= known[1] then return {'LOST'} end
+local epoch, last = head_of(meta, journal)
+if not known[1] or epoch ~= known[1] then return {'LOST'} end
 local state = known[5]
-if state ~= 'running' and state ~= 'cancelling' and state ~= 'queued' then return {'ENDED', state} end
+if not is_running(state) then return {'ENDED', state} end
 local sealing = ARGV[5] == ''
 if sealing then
   if known[7] ~= ARGV[9] then return {'FENCED'} end
 elseif known[2] ~= ARGV[4] or known[3] ~= ARGV[5] then
   return {'FENCED'}
 end
-local epoch, last = head[1], tonumber(head[2])
 if rewound(epoch, last, ARGV[1], tonumber(ARGV[2])) then return {'REWOUND'} end
 local count = tonumber(known[4])
 if not sealing and tonumber(ARGV[6]) > count then return {'BEHIND', count} end

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- A node is gone for good, and its turns are ended.
 --
 -- KEYS: nodes zset, the node's set

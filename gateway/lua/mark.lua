@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Notes that a client has read an ended turn to its end.
 --
 -- KEYS: turn

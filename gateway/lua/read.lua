@@ -6,13 +6,15 @@
 --
 -- Returns {epoch or '', newest offset, oldest offset kept, {{turn, kind, payload}, ...}}. The records are
 -- dense from `after` + 1; where the journal has a hole they stop before it.
-local head = redis.call('HMGET', KEYS[1], 'epoch', 'last', 'base')
-if not head[1] then return {'', 0, 1, {}} end
+local epoch, last, base = head_of(KEYS[1], KEYS[2])
+if not epoch then return {'', 0, 1, {}} end
 local records, bytes, after = {}, 0, tonumber(ARGV[1])
 local limit = tonumber(ARGV[2])
-local page
+-- Few at first: a record may hold a megabyte, and what is over the limit was copied for nothing.
+local count, page = 4, nil
 repeat
-  page = redis.call('XRANGE', KEYS[2], entry_id(after + 1), '+', 'COUNT', 64)
+  count = math.min(count * 2, 256)
+  page = redis.call('XRANGE', KEYS[2], entry_id(after + 1), '+', 'COUNT', count)
   for _, entry in ipairs(page) do
     if bytes >= limit or entry[1] ~= entry_id(after + 1) then
       page = {}
@@ -23,5 +25,5 @@ repeat
     bytes = bytes + #fields[6] + 64
     after = after + 1
   end
-until #page < 64
-return {head[1], tonumber(head[2]), tonumber(head[3]), records}
+until #page < count
+return {epoch, last, base, records}

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- A queued turn's turn has come: those it waited for have ended.
 --
 -- KEYS: turn

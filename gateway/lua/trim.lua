@@ -6,12 +6,11 @@
 --
 -- Returns {'TRIMMED', oldest offset kept}
 local meta, journal, turns = KEYS[1], KEYS[2], KEYS[3]
-local head = redis.call('HMGET', meta, 'last', 'base')
-if not head[1] then return {'TRIMMED', 0} end
-local base = tonumber(head[2])
+local epoch, last, base = head_of(meta, journal)
+if not epoch then return {'TRIMMED', 0} end
 local limit = whole(now_ms() - tonumber(ARGV[1]))
 if redis.call('ZREMRANGEBYSCORE', turns, '-inf', '(' .. limit) == 0 then return {'TRIMMED', base} end
-local oldest = tonumber(head[1]) + 1
+local oldest = last + 1
 for _, member in ipairs(redis.call('ZRANGE', turns, 0, -1)) do
   oldest = math.min(oldest, (split_member(member)))
 end

@@ -1,0 +1,473 @@
+"""The store's lanes against a real server: order, group commit, and every way in which a server goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis
+
+from gateway import journal, lease, store
+from gateway.core.model import Draft, NodeId, Overlap, RecordKind, SessionId, TurnId
+from gateway.journal import Appended, Begun, Cancelling, Ended, SessionJournal
+from gateway.store import Lane, Script, Store, StoreError, StoreUnavailable, load_script
+from tests.support.valkey import free_port, running_valkey
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+SCRIPTS = (*journal.SCRIPTS, *lease.SCRIPTS)
+CLAIM, ORPHANS = load_script("claim"), load_script("orphans")
+SESSION, NODE = SessionId("chat"), NodeId("node")
+SHORT_SECONDS = 0.2
+
+
+@contextlib.contextmanager
+def server_on(port: int, *options: str) -> Iterator[redis.Redis]:
+    """A server that can be told to stop, and started again at the same address."""
+    with (
+        running_valkey("--port", str(port), "--bind", "127.0.0.1", *options) as url,
+        redis.Redis.from_url(url) as admin,
+    ):
+        yield admin
+
+
+@pytest.fixture
+def address() -> str:
+    return f"redis://127.0.0.1:{free_port()}"
+
+
+def port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+@pytest.fixture
+def admin(address: str) -> Iterator[redis.Redis]:
+    with server_on(port_of(address)) as admin:
+        yield admin
+
+
+@pytest.fixture
+async def open_store(admin: redis.Redis, address: str) -> AsyncIterator[Store]:
+    del admin
+    async with Store(address, SCRIPTS) as opened:
+        yield opened
+
+
+@pytest.fixture
+def short_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "OPERATION_TIMEOUT_SECONDS", SHORT_SECONDS)
+
+
+@contextlib.contextmanager
+def frozen(admin: redis.Redis) -> Iterator[None]:
+    """The server's process is stopped: it takes what is written to it, and answers nothing."""
+    process = int(admin.info("server")["process_id"])
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+def kill(admin: redis.Redis) -> None:
+    os.kill(int(admin.info("server")["process_id"]), signal.SIGKILL)
+
+
+def counted(admin: redis.Redis, section: str, name: str) -> int:
+    return int(admin.info(section)[name])
+
+
+def add(lane: Lane, member: str, key: str = "set") -> asyncio.Future[Any]:
+    return lane.call(CLAIM, (key,), (member, "add", 60_000))
+
+
+def members(lane: Lane, key: str) -> asyncio.Future[Any]:
+    return lane.call(ORPHANS, (key,), ())
+
+
+async def refused(call: asyncio.Future[Any]) -> bool:
+    """Whether a call fails as unavailable. It must do one or the other: nothing may hang."""
+    async with asyncio.timeout(10):
+        try:
+            await call
+        except StoreUnavailable:
+            return True
+    return False
+
+
+# -- order and batches
+
+
+async def test_each_call_gets_its_own_reply(open_store: Store) -> None:
+    """Replies are told apart by nothing but their order."""
+    for number in range(100):
+        open_store.writes.tell(CLAIM, (f"key{number}",), (f"m{number}", "add", 60_000))
+    replies = await asyncio.gather(*(members(open_store.writes, f"key{number}") for number in range(100)))
+    assert replies == [[f"m{number}".encode()] for number in range(100)]
+
+
+async def test_calls_are_carried_out_in_the_order_they_were_asked(open_store: Store) -> None:
+    """A claim stands before its turn; an add and a remove must not change places, over any batches."""
+    lane = open_store.writes
+    seen = []
+    for number in range(300):
+        lane.tell(CLAIM, ("set",), ("m", "add" if number % 2 else "remove", 60_000))
+        seen.append(members(lane, "set"))
+        if number % 7 == 0:
+            await asyncio.sleep(0)
+    assert await asyncio.gather(*seen) == [[b"m"] if number % 2 else [] for number in range(300)]
+
+
+async def test_what_is_asked_in_one_turn_of_the_loop_leaves_together(
+    open_store: Store, admin: redis.Redis
+) -> None:
+    """Group commit: all turns of a node share one round trip, so the server reads once for all of them."""
+    await add(open_store.writes, "first")
+    before = counted(admin, "stats", "total_reads_processed")
+    await asyncio.gather(*(add(open_store.writes, f"m{number}") for number in range(60)))
+    reads = counted(admin, "stats", "total_reads_processed") - before - 1
+    assert reads <= 2
+
+
+async def test_what_is_asked_while_a_batch_is_away_leaves_with_the_next(
+    open_store: Store, admin: redis.Redis
+) -> None:
+    """A lane under load makes bigger batches instead of more of them."""
+    await add(open_store.writes, "first")
+    calls = []
+    with frozen(admin):
+        calls.append(add(open_store.writes, "m"))
+        await asyncio.sleep(0)  # the lane takes it
+        await asyncio.sleep(0)
+        for number in range(60):
+            calls.append(add(open_store.writes, f"m{number}"))
+            await asyncio.sleep(0)
+    before = counted(admin, "stats", "total_reads_processed")
+    await asyncio.gather(*calls)
+    assert counted(admin, "stats", "total_reads_processed") - before - 1 <= 3
+
+
+async def test_catching_up_does_not_stand_before_appending(open_store: Store, admin: redis.Redis) -> None:
+    """Each lane has a connection of its own, and keeps it."""
+    for _ in range(5):
+        await asyncio.gather(add(open_store.writes, "m"), members(open_store.reads, "set"))
+    ours = [client for client in admin.client_list() if client["name"] == "session-gateway"]
+    assert len(ours) == 2
+
+
+async def test_much_is_split_over_several_writes(
+    open_store: Store, admin: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G10: one write holds MAX_BATCH_BYTES and no more, give or take a call; nothing is lost between them."""
+    taken: list[int] = []
+    take = Lane._take
+
+    def watched(lane: Lane) -> list[Any]:
+        batch = take(lane)
+        taken.append(sum(call.size for call in batch) if len(batch) > 1 else 0)
+        return batch
+
+    monkeypatch.setattr(Lane, "_take", watched)
+    mib = 1024 * 1024
+    values = [f"{number:02}" + "x" * mib for number in range(12)]
+    values.append("whole" + "y" * (store.MAX_BATCH_BYTES + 1))
+    replies = await asyncio.gather(*(add(open_store.writes, value, "big") for value in values))
+    assert replies == [[b"OK"]] * 13
+    assert admin.scard("big") == 13
+    assert max(taken) <= store.MAX_BATCH_BYTES
+    assert len(taken) >= 5
+
+
+async def test_replies_that_will_be_large_are_split_too(
+    open_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand clients that read back at once must not make one batch that misses its deadline."""
+    taken: list[int] = []
+    take = Lane._take
+
+    def watched(lane: Lane) -> list[Any]:
+        batch = take(lane)
+        taken.append(len(batch))
+        return batch
+
+    monkeypatch.setattr(Lane, "_take", watched)
+    pages = SessionJournal(open_store, prefix="p", ttl_seconds=60, window_seconds=60)
+    await asyncio.gather(*(pages.read(SESSION, after=0) for _ in range(40)))
+    assert max(taken) <= store.MAX_BATCH_BYTES // journal.PAGE_BYTES
+    taken.clear()
+    await asyncio.gather(*(pages.look(SESSION) for _ in range(40)))
+    assert len(taken) <= 2
+
+
+# -- scripts
+
+
+async def test_scripts_that_were_flushed_are_loaded_again(open_store: Store, admin: redis.Redis) -> None:
+    """SCRIPT FLUSH, or a replica that became the primary: nobody notices, and the order is kept."""
+    lane = open_store.writes
+    await add(lane, "first")
+    admin.script_flush()
+    calls: list[asyncio.Future[Any]] = []
+    for number in range(20):
+        calls += (add(lane, str(number), f"set{number}"), members(lane, f"set{number}"))
+    replies = await asyncio.gather(*calls)
+    for number in range(20):
+        assert replies[2 * number : 2 * number + 2] == [[b"OK"], [str(number).encode()]]
+
+
+async def test_a_wrong_type_is_our_fault_and_harms_no_other(open_store: Store, admin: redis.Redis) -> None:
+    """Repeating it would not help; the calls beside it are answered."""
+    admin.set("string", "x")
+    lane = open_store.writes
+    calls = [add(lane, "a"), add(lane, "b", "string"), members(lane, "set")]
+    replies = await asyncio.gather(*calls, return_exceptions=True)
+    assert replies[0] == [b"OK"]
+    assert isinstance(replies[1], StoreError)
+    assert replies[2] == [b"a"]
+
+
+async def test_a_script_that_cannot_be_compiled_does_not_stop_the_lane(
+    admin: redis.Redis, address: str
+) -> None:
+    """A server that is too old says so to each caller; none of them hangs."""
+    del admin
+    async with Store(address, (Script("bad", b"#!lua\nnot lua", "0" * 40),)) as opened:
+        for _ in range(2):
+            with pytest.raises((StoreError, StoreUnavailable)):
+                async with asyncio.timeout(5):
+                    await add(opened.writes, "m")
+
+
+async def test_a_script_that_is_never_loaded_is_our_fault(open_store: Store) -> None:
+    """The lane loads once and asks again once; it does not ask for ever."""
+    unknown = Script("unknown", b"", "f" * 40)
+    calls = [open_store.writes.call(unknown, ("k",), ()), add(open_store.writes, "m")]
+    replies = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(replies[0], StoreError)
+    assert replies[1] == [b"OK"]
+
+
+async def test_a_bug_in_the_lane_does_not_leave_its_callers_waiting(
+    open_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that died would be a wait without an end for everyone after it."""
+    await add(open_store.writes, "m")
+    with monkeypatch.context() as broken:
+        broken.setattr(Lane, "_exchange", None)
+        with pytest.raises(StoreError):
+            async with asyncio.timeout(5):
+                await add(open_store.writes, "m")
+    assert await add(open_store.writes, "m") == [b"OK"]
+
+
+# -- a server that goes away
+
+
+async def test_no_server_is_unavailable(address: str) -> None:
+    """The gateway starts before its store, or the other way round."""
+    async with Store(address, SCRIPTS) as opened:
+        assert await refused(add(opened.writes, "m"))
+        with server_on(port_of(address)):
+            assert await add(opened.writes, "m") == [b"OK"]
+
+
+async def test_a_killed_server_fails_what_was_asked_and_serves_what_comes_later(address: str) -> None:
+    """G9: the outcome is unknown, the caller repeats it, the lane goes on by itself."""
+    async with Store(address, SCRIPTS) as opened:
+        with server_on(port_of(address)) as admin:
+            await add(opened.writes, "m")
+            process = int(admin.info("server")["process_id"])
+            with frozen(admin):
+                calls = [add(opened.writes, str(number)) for number in range(5)]
+                await asyncio.sleep(0)
+                os.kill(process, signal.SIGKILL)
+                assert [await refused(call) for call in calls] == [True] * 5
+                assert await refused(add(opened.writes, "m"))
+        with server_on(port_of(address)):
+            assert await add(opened.writes, "m") == [b"OK"]
+
+
+async def test_a_server_that_restarted_while_nothing_was_asked_costs_no_error(address: str) -> None:
+    """The connection is known to be closed before anything is sent on it."""
+    async with Store(address, SCRIPTS) as opened:
+        with server_on(port_of(address)) as admin:
+            await add(opened.writes, "m")
+            connection = opened.writes._connection
+            assert connection is not None
+            kill(admin)
+            async with asyncio.timeout(5):
+                while not await connection.can_read():  # noqa: ASYNC110 - redis-py sets no event at its end
+                    await asyncio.sleep(0.001)
+        with server_on(port_of(address)):
+            assert await add(opened.writes, "m") == [b"OK"]
+
+
+@pytest.mark.usefixtures("short_deadline")
+async def test_a_frozen_server_fails_calls_within_the_deadline(open_store: Store, admin: redis.Redis) -> None:
+    """Nothing hangs, whatever waits behind the batch that is away; afterwards the lane works."""
+    await add(open_store.writes, "m")
+    with frozen(admin):
+        calls = [add(open_store.writes, "x" * 1024 * 1024) for _ in range(30)]
+        assert [await refused(call) for call in calls] == [True] * 30
+        assert await refused(members(open_store.reads, "set"))
+    assert await add(open_store.writes, "m") == [b"OK"]
+
+
+@pytest.mark.usefixtures("short_deadline")
+async def test_a_call_behind_many_waits_no_longer_than_they(
+    open_store: Store, admin: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that misses its deadline takes what is overdue with it: waits do not add up."""
+    failed = 0
+    perform = Lane._perform
+
+    async def watched(lane: Lane, batch: list[Any]) -> None:
+        nonlocal failed
+        failed += 1
+        await perform(lane, batch)
+
+    await add(open_store.writes, "m")
+    monkeypatch.setattr(Lane, "_perform", watched)
+    with frozen(admin):
+        calls = [add(open_store.writes, "x" * store.MAX_BATCH_BYTES) for _ in range(10)]
+        assert [await refused(call) for call in calls] == [True] * 10
+    assert failed <= 2
+
+
+@pytest.mark.usefixtures("short_deadline")
+async def test_a_late_reply_is_nobody_elses(open_store: Store, admin: redis.Redis) -> None:
+    """After a timeout the connection is dropped: its replies would be taken for those of later calls."""
+    lane = open_store.writes
+    for number in range(10):
+        await add(lane, f"m{number}", f"set{number}")
+    for _ in range(3):
+        with frozen(admin):
+            calls = [members(lane, f"set{number}") for number in range(10)]
+            assert [await refused(call) for call in calls] == [True] * 10
+        replies = await asyncio.gather(*(members(lane, f"set{number}") for number in reversed(range(10))))
+        assert replies == [[f"m{number}".encode()] for number in reversed(range(10))]
+
+
+@pytest.mark.usefixtures("short_deadline")
+async def test_what_a_frozen_server_did_not_take_is_given_up(open_store: Store, admin: redis.Redis) -> None:
+    """G10: bytes of a failed batch are not kept for a server that may never read them."""
+    await add(open_store.writes, "m")
+    connection = open_store.writes._connection
+    assert connection is not None
+    assert connection._writer is not None
+    transport = connection._writer.transport
+    with frozen(admin):
+        assert await refused(add(open_store.writes, "x" * 16 * 1024 * 1024))
+        assert transport.is_closing()
+        async with asyncio.timeout(5):
+            while transport.get_write_buffer_size():  # noqa: ASYNC110 - a transport sets no event
+                await asyncio.sleep(0.001)
+    assert await add(open_store.writes, "m") == [b"OK"]
+
+
+async def test_a_caller_that_goes_away_does_not_break_the_lane(open_store: Store, admin: redis.Redis) -> None:
+    """A cancelled waiter takes nothing back, and the replies of others stay theirs."""
+    lane = open_store.writes
+    await add(lane, "first")
+    with frozen(admin):
+        calls = [add(lane, f"m{number}", f"set{number}") for number in range(10)]
+        calls += [members(lane, f"set{number}") for number in range(10)]
+        await asyncio.sleep(0)
+        for number in (0, 3, 12, 19):
+            calls[number].cancel()
+    replies = await asyncio.gather(*calls, return_exceptions=True)
+    for number, reply in enumerate(replies):
+        if number in {0, 3, 12, 19}:
+            assert isinstance(reply, asyncio.CancelledError)
+        else:
+            assert reply == [b"OK" if number < 10 else f"m{number - 10}".encode()]
+    assert [admin.scard(f"set{number}") for number in range(10)] == [1] * 10
+
+
+async def test_closing_fails_what_waits_and_what_comes_later(admin: redis.Redis, address: str) -> None:
+    """A node that stops leaves nobody waiting."""
+    async with Store(address, SCRIPTS) as opened:
+        await add(opened.writes, "m")
+        with frozen(admin):
+            calls = [add(opened.writes, "x" * store.MAX_BATCH_BYTES) for _ in range(3)]
+            opened.writes.tell(CLAIM, ("set",), ("lost", "add", 60_000))
+            await asyncio.sleep(0)
+            await opened.writes.close()
+            assert [await refused(call) for call in calls] == [True] * 3
+            assert await refused(add(opened.writes, "m"))
+
+
+async def test_a_password_that_is_wrong_is_unavailable(address: str) -> None:
+    """The lane goes on when the operator has put it right."""
+    async with Store(address, SCRIPTS) as opened:
+        with server_on(port_of(address)) as admin:
+            admin.config_set("requirepass", "secret")
+            assert await refused(add(opened.writes, "m"))
+            admin.auth("secret")
+            admin.config_set("requirepass", "")
+            assert await add(opened.writes, "m") == [b"OK"]
+
+
+# -- a server that cannot write
+
+
+async def test_a_full_server_refuses_sends_and_still_ends_turns(
+    open_store: Store, admin: redis.Redis
+) -> None:
+    """FAULTS R19: what adds much is unavailable; cancel, end, seal and reads are what frees a full server."""
+    full = SessionJournal(open_store, prefix=f"t{secrets.token_hex(4)}", ttl_seconds=60, window_seconds=60)
+    node = lease.Lease(open_store, node=NODE, prefix="p", lease_seconds=1)
+    ending = Draft(RecordKind.TURN_END, b"end")
+
+    async def begin(turn: str, overlap: Overlap = Overlap.PARALLEL) -> Begun:
+        result = await full.begin(
+            SESSION, TurnId(turn), node=NODE, token="token", new_epoch="ab", digest="d", overlap=overlap,
+            path="/", user="", start=Draft(RecordKind.TURN_START, b"start"), cancelled=ending,
+        )  # fmt: skip
+        assert isinstance(result, Begun)
+        return result
+
+    one, two = TurnId("t1"), TurnId("t2")
+    fence = (await begin(one)).fence
+    await begin(two)
+    queued = (await begin("t3", Overlap.INTERRUPT)).fence
+    await node.check()
+    admin.config_set("maxmemory-policy", "noeviction")
+    admin.config_set("maxmemory", "1")
+
+    with pytest.raises(StoreUnavailable):
+        await begin("t4")
+    with pytest.raises(StoreUnavailable):
+        await full.append(SESSION, one, fence, index=0, drafts=[Draft(RecordKind.CHUNK, b"c")])
+    assert (await full.read(SESSION, after=0)).last == 3
+    assert len((await full.look(SESSION)).turns) == 3
+    assert await full.cancel(SESSION, one, user="") == Cancelling(NODE)
+    assert await full.start(SESSION, TurnId("t3"), queued)
+    await full.abort(SESSION, TurnId("t3"), seconds=9)
+    await full.abort(SESSION, TurnId("t3"), seconds=None)
+    ended = await full.end(SESSION, one, fence, index=0, reason="cancelled", drafts=[ending])
+    assert isinstance(ended, Appended)
+    sealed = await full.seal(SESSION, two, node=NODE, reason="interrupted", end=ending)
+    assert isinstance(sealed, Appended)
+    await full.mark_read(SESSION, one)
+    assert await full.cancel(SESSION, one, user="") == Ended("cancelled")
+    await node.check()
+    await node.leave()
+
+    admin.config_set("maxmemory", "0")
+    await begin("t4")
+
+
+async def test_a_replica_is_unavailable_for_writing(open_store: Store, admin: redis.Redis) -> None:
+    """After a failover the old primary refuses: the same call succeeds when the address is the new one's."""
+    await add(open_store.writes, "m")
+    admin.replicaof("127.0.0.1", free_port())
+    assert await refused(add(open_store.writes, "m"))
+    admin.replicaof("NO", "ONE")
+    assert await add(open_store.writes, "m") == [b"OK"]
