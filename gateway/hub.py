@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gateway.core.model import Record, SessionId
-    from gateway.journal import SessionJournal
+    from gateway.journal import Page, SessionJournal
 
 log = structlog.get_logger(__name__)
 
@@ -235,7 +235,7 @@ class Subscriber:
 
     async def _read_back(self, attachment: Attachment) -> Sequence[Record]:
         try:
-            page = await self._hub.journal.read(self.session, after=attachment.offset)
+            page = await self._hub.page(self.session, after=attachment.offset)
         except (StoreUnavailable, StoreError):
             # Readers wait (DESIGN §8). Until then there is nothing to pull: a carrier must not spin.
             self._retry = asyncio.get_running_loop().call_later(READ_RETRY_SECONDS, self._ask_again)
@@ -271,6 +271,7 @@ class Hub:
         self.max_lag_bytes = max_lag_bytes
         self._tails: dict[SessionId, Tail] = {}
         self._catching_up: dict[Tail, asyncio.Task[None]] = {}
+        self._pages: dict[tuple[SessionId, int], asyncio.Task[Page]] = {}
 
     def subscribe(self, session: SessionId, wake: Callable[[], None], *, carrier: str) -> Subscriber:
         """Register for a session's records; look at the journal next, then :meth:`Subscriber.place_at`."""
@@ -281,6 +282,26 @@ class Hub:
         tail.subscribers.add(subscriber)
         telemetry.attached_subscribers.labels(carrier=carrier).inc()
         return subscriber
+
+    async def page(self, session: SessionId, *, after: int) -> Page:
+        """Read the journal: once for all who ask for the same page while it is on its way.
+
+        Raises:
+            StoreUnavailable: It is away.
+        """
+        key = (session, after)
+        reading = self._pages.get(key)
+        if reading is None:
+            reading = asyncio.create_task(self.journal.read(session, after=after), name=f"page-{session}")
+            self._pages[key] = reading
+            reading.add_done_callback(lambda done: self._page_read(key, done))
+        # One of those who wait may be cancelled; the others still want it.
+        return await asyncio.shield(reading)
+
+    def _page_read(self, key: tuple[SessionId, int], done: asyncio.Task[Page]) -> None:
+        del self._pages[key]
+        if not done.cancelled():
+            done.exception()  # retrieved, also when everybody who asked is gone
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
         """Forget a subscriber, and its tail with the last of them."""
@@ -334,7 +355,7 @@ class Hub:
 
     async def close(self) -> None:
         """End what runs."""
-        tasks = list(self._catching_up.values())
+        tasks = [*self._catching_up.values(), *self._pages.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -39,8 +39,9 @@ _READ = load_script("read")
 _LOOK = load_script("look")
 _MARK = load_script("mark")
 _TURN = load_script("turn")
+_TOUCH = load_script("touch")
 
-SCRIPTS = (_BEGIN, _APPEND, _END, _CANCEL, _ABORT, _START, _TRIM, _READ, _LOOK, _MARK, _TURN)
+SCRIPTS = (_BEGIN, _APPEND, _END, _CANCEL, _ABORT, _START, _TRIM, _READ, _LOOK, _MARK, _TURN, _TOUCH)
 
 PAGE_BYTES = 512 * 1024
 """What one read brings at the most, give or take a record: some 5,000 chunks."""
@@ -387,6 +388,11 @@ class SessionJournal:
     async def mark_read(self, session: SessionId, turn: TurnId) -> None:
         """Note that a client has read the turn to its end."""
         await self._store.writes.call(_MARK, (self._keys(session).turn(turn),), ())
+
+    def touch(self, session: SessionId) -> None:
+        """Somebody uses the session: keep it for GATEWAY_SESSION_TTL from now. Nobody waits for it."""
+        keys = self._keys(session)
+        self._store.writes.tell(_TOUCH, (keys.meta, keys.journal, keys.turns), (self._ttl,))
 
     async def look(self, session: SessionId, *, offset: int = 0) -> Look:
         """Where the session stands, and whose the record at ``offset`` is."""

@@ -367,6 +367,30 @@ async def test_who_falls_off_the_tail_reads_the_journal(chat: Chat) -> None:
     assert slow.offsets == list(range(1, 53))
 
 
+async def test_a_page_is_read_once_for_all_who_join_together(chat: Chat) -> None:
+    """A class of two hundred opens the chat; the store hears of it a few times, not two hundred."""
+    await chat.begin()
+    await chat.append(20)
+    readers = [await chat.reader() for _ in range(50)]
+    await asyncio.gather(*(reader.pull() for reader in readers))
+    assert chat.journal.reads == 1
+    assert {tuple(reader.offsets) for reader in readers} == {tuple(range(1, 22))}
+
+
+async def test_who_leaves_while_a_page_is_read_does_not_take_it_from_the_others(chat: Chat) -> None:
+    """The read is shared; its first asker is nobody special."""
+    await chat.begin()
+    leaving, staying = await chat.reader(), await chat.reader()
+    chat.journal.hold()
+    asked = [asyncio.create_task(reader.pull()) for reader in (leaving, staying)]
+    await chat.journal.held.wait()
+    asked[0].cancel()
+    chat.journal.gate.set()
+    async with asyncio.timeout(5):
+        assert await asked[1] == 1
+    assert chat.journal.reads == 1
+
+
 @pytest.mark.usefixtures("small_tail")
 async def test_who_stays_behind_by_the_same_is_not_falling_behind(chat: Chat) -> None:
     """A client whose line is just fast enough reads the journal for the whole turn."""

@@ -812,6 +812,20 @@ async def test_a_long_turn_does_not_expire_while_it_is_written(url: str) -> None
         assert min(bench.admin.pttl(key) for key in keys) > 1500
 
 
+async def test_reading_is_a_use(bench: Bench) -> None:
+    """A chat that is read every day is not forgotten because nobody writes; one that is not there stays so."""
+    await bench.begin("t1")
+    names = [bench.key(name) for name in ("meta", "journal", "turns")]
+    for key in names:
+        bench.admin.pexpire(key, 1000)
+    bench.journal.touch(SESSION)
+    bench.journal.touch(SessionId("nobody's"))
+    await bench.journal.look(SESSION)
+    await bench.journal.mark_read(SESSION, TurnId("t1"))  # behind the touch, on the same lane
+    assert min(bench.admin.pttl(key) for key in names) > 1000
+    assert len(bench.stored_keys()) == 4
+
+
 async def test_no_name_of_a_client_reaches_a_key(bench: Bench) -> None:
     """A name with braces would choose its slot, and operators would read users' ids."""
     for number, name in enumerate(HOSTILE):
