@@ -813,7 +813,7 @@ async def test_a_long_turn_does_not_expire_while_it_is_written(url: str) -> None
 
 
 async def test_reading_is_a_use(bench: Bench) -> None:
-    """A chat that is read every day is not forgotten because nobody writes; one that is not there stays so."""
+    """A chat that is read every day is not forgotten because nobody writes; what is not there stays so."""
     await bench.begin("t1")
     names = [bench.key(name) for name in ("meta", "journal", "turns")]
     for key in names:
