@@ -106,7 +106,8 @@ def metrics_table() -> str:
     """The metrics as a Markdown table."""
     rows = ["| metric | type | |", "|---|---|---|"]
     rows += [
-        f"| `{family.name}{'_total' if family.type == 'counter' else ''}` | {family.type} | {family.documentation} |"
+        f"| `{family.name + ('_total' if family.type == 'counter' else '')}` "
+        f"| {family.type} | {family.documentation} |"
         for family in registry.collect()
     ]
     return "\n".join(rows)

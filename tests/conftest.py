@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 from contextlib import AsyncExitStack
@@ -16,6 +15,7 @@ from gateway.config import Config
 from tests.support.valkey import running_valkey
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 

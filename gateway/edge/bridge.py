@@ -98,7 +98,7 @@ async def open_websocket(
             autoclose=False,
             autoping=False,
             heartbeat=heartbeat_seconds,
-            timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
+            timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),  # pyright: ignore[reportCallIssue] - attrs
             max_msg_size=max_message_bytes,
             decode_text=False,
         )

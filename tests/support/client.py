@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
 
@@ -44,7 +44,7 @@ class SessionClient:
         self._changed = asyncio.Condition()
         self._autoping = heartbeat
 
-    async def __aenter__(self) -> SessionClient:
+    async def __aenter__(self) -> Self:
         self._http = aiohttp.ClientSession()
         self.socket = await self._http.ws_connect(
             self._url, protocols=["session-gateway.v1"], max_msg_size=0, autoping=self._autoping

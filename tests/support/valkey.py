@@ -71,7 +71,7 @@ def _server(folder: Path, *options: str) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_until_it_answers(family: socket.AddressFamily, address: object) -> None:
+def _wait_until_it_answers(family: socket.AddressFamily, address: str | tuple[str, int]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
