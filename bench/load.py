@@ -1,0 +1,45 @@
+"""The load: one scenario per process, asked for as JSON on stdin, answered as JSON on stdout."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import uvloop
+
+from bench.answers import BenchError
+from bench.clients import Wire
+from bench.moments import cancel, catch_up, idle
+from bench.streaming import stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+SCENARIOS: dict[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]] = {
+    "stream": stream,
+    "catch_up": catch_up,
+    "cancel": cancel,
+    "idle": idle,
+}
+
+
+def main() -> int:
+    """Run the scenario that stdin names."""
+    asked = json.load(sys.stdin)
+    for name, kind in (("wire", Wire), ("wires", lambda wires: [Wire(wire) for wire in wires])):
+        if name in asked["arguments"]:
+            asked["arguments"][name] = kind(asked["arguments"][name])
+    gc.disable()
+    try:
+        result = uvloop.run(SCENARIOS[asked["scenario"]](**asked["arguments"]))
+    except (BenchError, OSError, TimeoutError) as error:
+        print(str(error) or f"unable to measure; {type(error).__name__}", file=sys.stderr)
+        return 1
+    json.dump(result, sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

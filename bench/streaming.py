@@ -1,0 +1,166 @@
+"""Many turns at once: latency, rate, and what a chunk costs.
+
+Processor times are read here, at the moments between which chunks are counted, so that neither the start of
+turns nor that of this process is in a figure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bench.answers import Answer, BenchError, Meter
+from bench.clients import SECONDS, HttpClient, SocketClient, Wire, ask, connect, send
+from bench.processes import processor_nanoseconds
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+T = TypeVar("T")
+
+ENDLESS = 1 << 26
+"""Chunks of a turn that is to be stopped or cancelled."""
+
+TOGETHER = 50
+"""Connections that are opened at once."""
+
+
+def percentile(values: list[int], share: float) -> float:
+    """The value below which that share of them lies."""
+    return float(sorted(values)[min(len(values) - 1, int(len(values) * share))])
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A moment, and the processor time that was used until then, by name."""
+
+    at: int
+    processor: dict[str, int]
+
+    @classmethod
+    def of(cls, watched: dict[str, list[int]]) -> Reading:
+        """Now. ``load`` is this process and what shares its core."""
+        used = {name: processor_nanoseconds(pids) for name, pids in watched.items()}
+        used["load"] = processor_nanoseconds([os.getpid(), *watched["beside"]])
+        return cls(time.monotonic_ns(), used)
+
+
+async def stream(
+    *,
+    wire: Wire,
+    port: int,
+    backend_port: int,
+    turns: int,
+    rate: int,
+    seconds: float,
+    chunks: int,
+    settle: float,
+    watched: dict[str, list[int]],
+) -> dict[str, Any]:
+    """Many turns at once.
+
+    Args:
+        wire: How to speak.
+        port: Of what is measured.
+        backend_port: For the gate.
+        turns: One connection, one session each.
+        rate: Chunks a second of each turn; 0: as fast as they are taken, and then ``chunks`` of them.
+        seconds: Of the window in which chunks count.
+        chunks: Of each turn, where ``rate`` is 0.
+        settle: Seconds after the starts, and between the first chunks and the first that counts.
+        watched: Pids by name, whose processor time is told per chunk.
+    """
+    meter = Meter()
+    if rate:
+        chunks = ENDLESS  # until the window is over
+    order = {"chunks": chunks, "rate": rate, "gated": True, "endless": False}
+    answers, clients, _ = await started(wire, port, turns, order, meter)
+    await until(backend_port, answers, lambda state: bool(state["gated"] == turns))
+    await asyncio.sleep(settle)  # what the starts left behind
+    if rate:
+        await ask(backend_port, "/go")
+        async with asyncio.timeout(SECONDS):
+            await asyncio.gather(*[answer.begun for answer in answers])
+        await asyncio.sleep(settle)
+        begin = Reading.of(watched)
+        meter.is_open = True
+        await asyncio.sleep(seconds)
+        meter.is_open = False
+        end = Reading.of(watched)
+        await _stop(backend_port, answers)
+    else:
+        begin = Reading.of(watched)
+        meter.is_open = True
+        await ask(backend_port, "/go")
+        await all_ended(answers)
+        end = replace(Reading.of(watched), at=meter.last_at)
+    for client in clients:
+        client.close()
+    return _figures(meter, begin, end)
+
+
+async def _stop(backend_port: int, answers: list[Answer]) -> None:
+    """Have the turns finish, and compare what was written with what came."""
+    before = (await ask(backend_port, "/state"))["written"]
+    await ask(backend_port, "/stop")
+    await all_ended(answers)
+    written = (await ask(backend_port, "/state"))["written"] - before
+    received = sum(answer.received for answer in answers)
+    if written != received:
+        raise BenchError(f"unable to measure; {received} of {written} chunks came")
+
+
+def _figures(meter: Meter, begin: Reading, end: Reading) -> dict[str, Any]:
+    if not meter.latencies:
+        raise BenchError("unable to measure; no chunk came while they were counted")
+    lasted = end.at - begin.at
+    used = {name: end.processor[name] - begin.processor[name] for name in begin.processor}
+    return {
+        "chunks_per_second": meter.count / lasted * 1e9,
+        "p50_ns": percentile(meter.latencies, 0.5),
+        "p99_ns": percentile(meter.latencies, 0.99),
+        "cpu_ns_per_chunk": {name: nanoseconds / meter.count for name, nanoseconds in used.items()},
+        "load_core_share": used["load"] / lasted,
+    }
+
+
+async def started(
+    wire: Wire, port: int, turns: int, order: dict[str, Any], meter: Meter
+) -> tuple[list[Answer], list[HttpClient | SocketClient], list[str]]:
+    """Connect so many clients, and ask for a turn of a session of its own with each."""
+    chunks = None if order["chunks"] == ENDLESS else order["chunks"]
+    answers = [Answer(chunks, meter, endless=order["endless"]) for _ in range(turns)]
+    clients = await gather([partial(connect, port, wire, answer) for answer in answers])
+    sessions = [f"s-{uuid.uuid4()}" for _ in range(turns)]
+    for client, session in zip(clients, sessions, strict=True):
+        send(client, wire, session, order)
+    return answers, clients, sessions
+
+
+async def gather(work: list[Callable[[], Awaitable[T]]]) -> list[T]:
+    """All of it, a few at a time."""
+    done: list[T] = []
+    for start in range(0, len(work), TOGETHER):
+        done += await asyncio.gather(*[make() for make in work[start : start + TOGETHER]])
+    return done
+
+
+async def until(backend_port: int, answers: list[Answer], reached: Callable[[dict[str, Any]], bool]) -> None:
+    """Wait for a state of the backend; a turn that failed meanwhile is told at once."""
+    async with asyncio.timeout(SECONDS):
+        while not reached(await ask(backend_port, "/state")):
+            for answer in answers:
+                if answer.ended.done():
+                    answer.ended.result()
+            await asyncio.sleep(0.02)
+
+
+async def all_ended(answers: list[Answer]) -> None:
+    """Wait for the end of each, the first failure at once."""
+    async with asyncio.timeout(SECONDS):
+        await asyncio.gather(*[answer.ended for answer in answers])
