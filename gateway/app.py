@@ -47,6 +47,9 @@ BACKLOG = 2048
 KEEPALIVE_SECONDS = 15.0
 """Also ends a connection whose request head does not come; aiohttp's default is an hour."""
 
+MAX_HEADER_BYTES = 32 * 1024
+"""One header or the request line; nginx allows 4 of 8 KiB, and cookies outgrow aiohttp's 8,190."""
+
 SHUTDOWN_SECONDS = 5.0
 READY_SECONDS = 2.0
 
@@ -244,6 +247,8 @@ async def _listen(stack: AsyncExitStack, app: web.Application, address: ListenAd
         handler_cancellation=True,
         keepalive_timeout=KEEPALIVE_SECONDS,
         auto_decompress=False,
+        max_field_size=MAX_HEADER_BYTES,
+        max_line_size=MAX_HEADER_BYTES,
         shutdown_timeout=SHUTDOWN_SECONDS,
     )
     await runner.setup()
@@ -264,15 +269,17 @@ async def serve(config: Config) -> str | None:
     """
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
-    async with Node(config) as node:
+    node = Node(config)
 
-        def stop() -> None:
-            if asked.is_set():
-                node.hurry()
-            asked.set()
+    def stop() -> None:
+        if asked.is_set():
+            node.hurry()
+        asked.set()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)
+    # Before it opens: what it starts (the Valkey) must be ended by it, however early the signal comes.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    async with node:
         node.failed.add_done_callback(lambda _: asked.set())
         await asked.wait()
         if node.failed.done():

@@ -30,7 +30,8 @@ class Answered:
         status: Of HTTP.
         reason: The status in words.
         headers: As they came.
-        body: The body; may be read once.
+        body: The body; may be read once. Raises :class:`~gateway.core.model.GatewayError` when it breaks off.
+        kept: What is kept of a refusal, for a send that is repeated; empty for a success.
         released: Set by the sender's wire when it has read, or will not read, the body.
     """
 
@@ -38,6 +39,7 @@ class Answered:
     reason: str
     headers: CIMultiDictProxy[str]
     body: AsyncIterator[bytes]
+    kept: bytes = b""
     released: asyncio.Event = field(default_factory=asyncio.Event)
 
 

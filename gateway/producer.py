@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
@@ -34,13 +34,12 @@ from gateway.core.sse import EventTooLarge, SSEDecoder
 from gateway.core.turn import AbortUpstream, Append, Effect, End, Turn
 from gateway.core.wire import turn_end
 from gateway.journal import Appended, Behind, Ended, Fence, SessionJournal
+from gateway.opening import Answered, NotOpened, Opening, Streaming
 from gateway.store import StoreError, StoreUnavailable
 from gateway.upstream import UpstreamCall, UpstreamFailed, UpstreamResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-
-    from multidict import CIMultiDictProxy
 
     from gateway.config import Config
 
@@ -60,43 +59,6 @@ BATCH_BYTES = 1024 * 1024
 
 RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Between attempts to reach the store; the last one again and again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Streaming:
-    """The backend answers with an event stream."""
-
-    status: int
-    headers: CIMultiDictProxy[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """The backend answers with something else, which only the sender gets.
-
-    Attributes:
-        status: Of HTTP.
-        reason: The status in words.
-        headers: As they came.
-        body: The body; may be read once.
-        released: Set by the sender's wire when it has read, or will not read, the body.
-    """
-
-    status: int
-    reason: str
-    headers: CIMultiDictProxy[str]
-    body: AsyncIterator[bytes]
-    released: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@dataclass(frozen=True, slots=True)
-class NotOpened:
-    """There is no answer: the turn ended first, as its ``turn-end`` says."""
-
-    end: End | None
-
-
-Opening = Streaming | Answered | NotOpened
 
 
 @dataclass(slots=True)
@@ -194,6 +156,7 @@ class TurnProducer:
             self._let_go()
             telemetry.running_turns.dec()
             self._budget.used -= self._bytes
+            telemetry.buffered_bytes.dec(self._bytes)
             await self._stop_tasks()
             self.ended.set_result(reason)
             self._log_end(reason)
@@ -213,6 +176,8 @@ class TurnProducer:
         try:
             gate = self.assignment.gate()
             if gate is not None and not await gate:
+                # Cancelled while it was queued; who asked says so too, or is another node.
+                self._perform(self._turn.cancel(By()))
                 return
             response = await call.open()
             try:
@@ -226,6 +191,14 @@ class TurnProducer:
             self._perform(self._turn.failed(failure.error))
         except TimeoutError:
             self._perform(self._turn.body_ended() if self._turn.finished else self._fell_silent())
+        except StoreUnavailable:
+            error = TurnError(EndCode.STORE_LOST, "the store was away for too long")
+            self._perform(self._turn.failed(error))
+        except Exception:
+            # A fault of ours; every turn ends all the same (G7).
+            log.exception("turn.failed", session=self.assignment.session, turn=self.assignment.turn)
+            error = TurnError(EndCode.UPSTREAM_CUT_OFF, "the gateway was unable to read the answer")
+            self._perform(self._turn.failed(error))
 
     def _fell_silent(self) -> list[Effect]:
         seconds = self._config.upstream_idle_timeout_seconds
@@ -233,6 +206,7 @@ class TurnProducer:
         return self._turn.failed(TurnError(EndCode.UPSTREAM_TIMEOUT, message))
 
     async def _read_stream(self, response: UpstreamResponse) -> None:
+        response.check_encoding()
         self._turn.opened(ai_sdk=response.is_ai_sdk)
         self._resolve_opening(Streaming(response.status, response.headers))
         decoder = SSEDecoder(self._config.max_event_bytes)
@@ -273,17 +247,20 @@ class TurnProducer:
                     head += data
                     if len(head) >= REFUSAL_BYTES:
                         break
-        error = _refusal(response, head[:REFUSAL_BYTES])
-        kept = {
-            "status": response.status,
-            "contentType": response.headers.get("Content-Type", "text/plain"),
-            "body": head[:REFUSAL_BYTES].decode("utf-8", "replace"),
-            "retryAfter": response.headers.get("Retry-After"),
-        }
-        self._refusal = encode(kept)
-        answered = Answered(response.status, response.reason, response.headers, _chained(head, body))
+        text = response.readable(head)[:REFUSAL_BYTES].decode("utf-8", "replace")
+        if response.status >= 300:  # noqa: PLR2004 - a success that is no stream was for its sender alone
+            kept = {
+                "status": response.status,
+                "contentType": response.headers.get("Content-Type", "text/plain"),
+                "body": text,
+                "retryAfter": response.headers.get("Retry-After"),
+            }
+            self._refusal = encode(kept)
+        rest = _chained(head, body, self._config.upstream_idle_timeout_seconds)
+        headers = response.headers
+        answered = Answered(response.status, response.reason, headers, rest, kept=self._refusal)
         self._resolve_opening(answered)
-        self._perform(self._turn.failed(error))
+        self._perform(self._turn.failed(_refusal(response, text.strip())))
         if self.assignment.takes_answer:
             await answered.released.wait()
 
@@ -298,6 +275,7 @@ class TurnProducer:
                     size = sum(len(draft.payload) for draft in drafts)
                     self._bytes += size
                     self._budget.used += size
+                    telemetry.buffered_bytes.inc(size)
                 case AbortUpstream():
                     self._aborting = asyncio.create_task(self._abort(), name=f"abort-{self.assignment.turn}")
                 case End():
@@ -470,15 +448,22 @@ class TurnProducer:
         )
 
 
-async def _chained(head: bytes, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _chained(head: bytes, body: AsyncIterator[bytes], idle_seconds: float) -> AsyncIterator[bytes]:
     if head:
         yield head
-    async for data in body:
+    while True:
+        try:
+            async with asyncio.timeout(idle_seconds):
+                data = await anext(body)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            message = f"the backend sent nothing for {idle_seconds:g} s"
+            raise UpstreamFailed(EndCode.UPSTREAM_TIMEOUT, message) from error
         yield data
 
 
-def _refusal(response: UpstreamResponse, head: bytes) -> TurnError:
-    text = head.decode("utf-8", "replace").strip()
+def _refusal(response: UpstreamResponse, text: str) -> TurnError:
     if response.status < 300:  # noqa: PLR2004 - success, but no stream
         kind = response.headers.get("Content-Type", "no content type")
         message = f"the backend answered with {kind}, not with text/event-stream"

@@ -35,6 +35,7 @@ from gateway.core.model import (
     SessionId,
     TurnError,
     TurnId,
+    turn_tag,
 )
 from gateway.core.sendbody import turn_start
 from gateway.core.turn import End
@@ -52,7 +53,7 @@ from gateway.journal import (
     SessionJournal,
     TurnLook,
 )
-from gateway.producer import Assignment, Opening
+from gateway.producer import Assignment
 from gateway.store import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from gateway.core.sendbody import SendBody
     from gateway.hub import Hub, Subscriber
     from gateway.lease import Lease
+    from gateway.opening import Opening
     from gateway.turns import RunningTurns
     from gateway.upstream import UpstreamClient
 
@@ -75,6 +77,7 @@ CANCEL_SECONDS = 5.0
 """How long a cancel waits for the turn's end before it is refused as retryable."""
 
 RETRY_AFTER_SECONDS = 1.0
+START_RETRY_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +285,14 @@ class Sessions:
         waiting = [producer.ended for producer in others if producer is not None]
         if waiting:
             await asyncio.wait(waiting, timeout=CANCEL_SECONDS)
-        return await self._journal.start(request.session, request.turn, begun.fence)
+        give_up_at = time.monotonic() + self._config.outage_seconds
+        while True:
+            try:
+                return await self._journal.start(request.session, request.turn, begun.fence)
+            except StoreUnavailable:
+                if time.monotonic() > give_up_at:
+                    raise
+                await asyncio.sleep(START_RETRY_SECONDS)
 
     # -- attach and resume
 
@@ -321,27 +331,52 @@ class Sessions:
         elif after is not None and after.offset:
             telemetry.resumes.labels(carrier=subscriber.carrier).inc()
         subscriber.place_at(where.cursor, last=look.last)
+        if look.epoch:
+            self._journal.touch(session)
         self._take_back_aborts(session, look.turns)
         turns = tuple(wire.TurnStatus(turn.turn, turn.state, turn.first) for turn in look.turns)
         return Attached(subscriber, where.cursor, turns, where.resync)
 
-    async def newest_turn(self, session: SessionId) -> tuple[TurnId, Cursor] | None:
-        """The turn that a client of the SDK's own wires resumes, and the place just before it.
+    async def newest_turn(
+        self, session: SessionId, *, after: Cursor | None = None, had_some: bool = False
+    ) -> tuple[TurnId, Cursor] | None:
+        """The turn that a client of the SDK's own wires resumes, and the place where it continues.
 
         The newest running one; else the newest that ended, if no client has read it to its end: a reload
-        while an answer ended must not lose it.
+        while an answer ended must not lose it. What was written to a client that was cut off counts as
+        read, so a client that says what it has of a turn gets the rest of it all the same.
+
+        Args:
+            session: Whose.
+            after: The last record that the client had, of whichever turn.
+            had_some: It has a part of the newest turn.
 
         Raises:
             Refusal: The store is away.
         """
         look = await self._look(session)
         self._take_back_aborts(session, look.turns)
+        had_whole = None
+        if after is not None and after.epoch == look.epoch:
+            for turn in look.turns:
+                if after.tag == turn_tag(turn.turn) and turn.first <= after.offset:
+                    if turn.is_running or not await self._is_end(session, after):
+                        return turn.turn, after
+                    had_whole = turn.turn
         running = [turn for turn in look.turns if turn.is_running]
-        unread = [turn for turn in look.turns if not turn.is_running and not turn.was_read]
+        unread = [turn for turn in look.turns if not turn.is_running and (had_some or not turn.was_read)]
         for turn in (*running[-1:], *unread):
-            if turn.first >= look.base:
+            if turn.first >= look.base and turn.turn != had_whole:
                 return turn.turn, Cursor(look.epoch, turn.first - 1)
         return None
+
+    async def _is_end(self, session: SessionId, cursor: Cursor) -> bool:
+        """Whether a ``turn-end`` stands at a place; nothing of its turn comes after it."""
+        try:
+            page = await self._journal.read(session, after=cursor.offset - 1, limit_bytes=1)
+        except (StoreUnavailable, StoreError) as error:
+            raise _store_refusal(error) from error
+        return bool(page.records) and page.records[0].kind is RecordKind.TURN_END
 
     async def turn(self, session: SessionId, turn: TurnId) -> TurnLook | None:
         """What is known of one turn.
@@ -470,9 +505,12 @@ class Sessions:
         async def run() -> None:
             try:
                 value = await work
-            except Refusal as refusal:
+            except BaseException as error:
+                # Whatever it was: who waits must hear of it, and must not wait for ever.
                 if not result.cancelled():
-                    result.set_exception(refusal)
+                    result.set_exception(error)
+                if not isinstance(error, Refusal):
+                    raise
             else:
                 if not result.cancelled():
                     result.set_result(value)

@@ -32,6 +32,9 @@ CLOSE_SECONDS = 5.0
 """How long the last ends may take to be journalled when the node stops."""
 
 RETRY_SECONDS = 1.0
+ABORT_LOOK_SECONDS = 0.25
+"""How often an abort is looked at that was not due when its grace was over here."""
+
 STOP_SECONDS = 10.0
 """How long the backend's own stop endpoint may take; nobody waits for it."""
 
@@ -125,8 +128,11 @@ class RunningTurns:
 
     async def _abort_later(self, session: SessionId, turn: TurnId, by: By) -> None:
         """The deadline stands in the turn's hash; this wakes up to look at it."""
+        seconds = self._config.abort_grace_seconds
         while (session, turn) in self._producers:
-            await asyncio.sleep(self._config.abort_grace_seconds)
+            await asyncio.sleep(seconds)
+            # Too early by the store's clock, put off by a second abort, or taken back elsewhere: look again.
+            seconds = min(seconds, ABORT_LOOK_SECONDS)
             try:
                 mark = await self._journal.cancel(session, turn, user=by.user, only_due=True)
             except (StoreUnavailable, StoreError):
@@ -134,7 +140,7 @@ class RunningTurns:
                 continue
             if isinstance(mark, Cancelling):
                 self.cancel(session, turn, by)
-            return
+                return
 
     def take_back_abort(self, session: SessionId, turn: TurnId) -> None:
         """The session was resumed: the abort was no Stop."""

@@ -33,6 +33,9 @@ CONNECT_TIMEOUT_SECONDS = 10.0
 MAX_INFLATED_BYTES = 256 * 1024
 """What one step of decompressing may yield, so that a bomb meets GATEWAY_MAX_EVENT and not our memory."""
 
+_IDENTITY = frozenset({"identity", ""})
+_DEFLATED = frozenset({"gzip", "x-gzip", "deflate"})
+
 _sockets: ContextVar[list[socket.socket] | None] = ContextVar("sockets", default=None)
 
 
@@ -56,7 +59,10 @@ def make_client_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_SECONDS),
+        # `connect`, since `sock_connect` leaves DNS out.
+        timeout=aiohttp.ClientTimeout(
+            total=None, connect=CONNECT_TIMEOUT_SECONDS, sock_connect=CONNECT_TIMEOUT_SECONDS
+        ),
         auto_decompress=False,
         trust_env=False,
     )
@@ -202,6 +208,31 @@ class UpstreamResponse:
         """Whether its headers say that it is an AI SDK stream."""
         return STREAM_HEADER in self._response.headers
 
+    @property
+    def _encoding(self) -> str:
+        return self._response.headers.get("Content-Encoding", "identity").strip().lower()
+
+    def check_encoding(self) -> None:
+        """Whether :meth:`plain_body` can read it.
+
+        Raises:
+            UpstreamFailed: It is compressed in a way that is not known here.
+        """
+        if self._encoding not in _IDENTITY | _DEFLATED:
+            message = (
+                f"the backend compresses its event stream with {self._encoding!r:.40}, "
+                "though it was asked not to"
+            )
+            raise UpstreamFailed(EndCode.UPSTREAM_NOT_SSE, message)
+
+    def readable(self, head: bytes) -> bytes:
+        """The beginning of a body, decompressed as far as it can be; for people."""
+        if self._encoding in _IDENTITY:
+            return head
+        with contextlib.suppress(zlib.error):
+            return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(head, MAX_INFLATED_BYTES)
+        return b""
+
     async def body(self) -> AsyncGenerator[bytes]:
         """The body as it comes, whatever one read brings; not decompressed.
 
@@ -221,16 +252,11 @@ class UpstreamResponse:
         Raises:
             UpstreamFailed: It broke off, or is compressed in a way that is not known here.
         """
-        encoding = self._response.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding in {"identity", ""}:
+        self.check_encoding()
+        if self._encoding in _IDENTITY:
             async for data in self.body():
                 yield data
             return
-        if encoding not in {"gzip", "x-gzip", "deflate"}:
-            message = (
-                f"the backend compresses its event stream with {encoding!r:.40}, though it was asked not to"
-            )
-            raise UpstreamFailed(EndCode.UPSTREAM_NOT_SSE, message)
         inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
         async for data in self.body():
             rest = data
@@ -241,6 +267,8 @@ class UpstreamResponse:
                     message = "the backend's compressed answer is damaged"
                     raise UpstreamFailed(EndCode.UPSTREAM_CUT_OFF, message) from error
                 rest = inflater.unconsumed_tail
+            if inflater.eof:
+                return
         if not inflater.eof:
             raise UpstreamFailed(EndCode.UPSTREAM_CUT_OFF, "the backend's compressed answer broke off")
 

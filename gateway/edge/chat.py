@@ -23,6 +23,7 @@ from gateway.core.model import (
     ClientId,
     Cursor,
     ErrorCode,
+    GatewayError,
     Record,
     RecordKind,
     Refusal,
@@ -31,18 +32,18 @@ from gateway.core.model import (
     client_id,
     session_id,
     turn_id,
-    turn_tag,
 )
 from gateway.core.rawjson import encode
 from gateway.core.sendbody import SendBody, read_body
-from gateway.core.sse import encode_comment
-from gateway.core.uistream import STREAM_HEADER
+from gateway.core.sse import encode_comment, encode_event
+from gateway.core.uistream import DONE, STREAM_HEADER
 from gateway.edge.chatpaths import ChatEndpoint, ChatPaths, ChatTarget
+from gateway.edge.connection import cut_when_stalled
 from gateway.edge.headers import downstream_headers, upstream_request_headers
 from gateway.edge.pulse import Pulse
 from gateway.edge.replies import failed_response, refusal_response
 from gateway.hub import Resync, Subscriber
-from gateway.producer import Answered, NotOpened, Opening, Streaming
+from gateway.opening import Answered, NotOpened, Opening, Streaming
 from gateway.sessions import Accepted, SendRequest, Sessions
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ log = structlog.get_logger(__name__)
 CARRIER = "http"
 BODY_SECONDS = 60.0
 """How long a body may take; nginx's client_body_timeout is 60 s between two reads."""
+
+CLIENT_IS_GONE = 499
+"""nginx's number, seen in logs only."""
 
 TURN_HEADER = "Session-Gateway-Turn"
 
@@ -108,6 +112,9 @@ class ChatWire:
                     return await self._proxy.handle(request)
         except Refusal as refusal:
             return refusal_response(refusal)
+        except ConnectionError:
+            # The client is gone, which is its right; nobody reads what is returned.
+            return web.Response(status=CLIENT_IS_GONE)
 
     # -- the stop URL
 
@@ -119,13 +126,10 @@ class ChatWire:
     # -- resuming
 
     async def _get_stream(self, request: web.Request, session: SessionId) -> web.StreamResponse:
-        found = await self._sessions.newest_turn(session)
+        found = await self._sessions.newest_turn(session, after=_last_event_id(request))
         if found is None:
             return web.Response(status=HTTPStatus.NO_CONTENT)
         turn, before = found
-        after = _last_event_id(request)
-        if after is not None and after.tag == turn_tag(turn) and after.epoch == before.epoch:
-            before = after
         response = web.StreamResponse(headers={**_STREAM_HEADERS, TURN_HEADER: turn})
         return await self._stream(request, response, session, turn, before)
 
@@ -188,9 +192,13 @@ class ChatWire:
         await asyncio.wait({opening}, timeout=self._config.early_open_seconds)
         found: Opening | None = opening.result() if opening.done() else None
         match found:
+            case Answered(kept=kept) if accepted.duplicate and kept:
+                return _refused_again(kept, told)
             case Answered() if not accepted.duplicate:
-                return await _pass_on(request, found, told)
+                return await self._pass_on(request, found, accepted)
             case NotOpened(end) if end is not None and end.error is not None:
+                # Whoever is told now must not be told again after a reload.
+                await self._sessions.was_read(accepted.session, accepted.turn)
                 return failed_response(end.error, told)
             case Streaming(status, headers):
                 passed = downstream_headers(headers, reframed=True)
@@ -214,6 +222,26 @@ class ChatWire:
         response = web.StreamResponse(headers={**_STREAM_HEADERS, **told})
         return await self._stream(request, response, accepted.session, accepted.turn, accepted.before)
 
+    async def _pass_on(
+        self, request: web.Request, answered: Answered, accepted: Accepted
+    ) -> web.StreamResponse:
+        """An answer that is no stream, as it comes; nobody but the sender gets it."""
+        headers = downstream_headers(answered.headers, reframed=False)
+        headers[TURN_HEADER] = accepted.turn
+        response = web.StreamResponse(status=answered.status, reason=answered.reason, headers=headers)
+        await response.prepare(request)
+        try:
+            async for data in answered.body:
+                with cut_when_stalled(request.transport):
+                    await response.write(data)
+        except GatewayError as error:
+            log.info("answer.cut-off", session=accepted.session, turn=accepted.turn, error=str(error))
+            _drop(request)
+            return response
+        await self._sessions.was_read(accepted.session, accepted.turn)
+        await response.write_eof()
+        return response
+
     # -- streaming
 
     async def _stream(
@@ -230,9 +258,14 @@ class ChatWire:
         try:
             attached = await self._sessions.attach(session, before, pulse.wake, carrier=CARRIER)
             await response.prepare(request)
-            # The head goes out with the first write; a client should know now that its send was taken.
-            end = await self._write_turn(response, attached.subscriber, turn, pulse)
-            if end is None or (not end.draft.ai_sdk and read_turn_end(end).error is not None):
+            end, chunks = await self._write_turn(response, attached.subscriber, turn, pulse)
+            if end is None:
+                _drop(request)
+                return response
+            if not (chunks or before.tag or end.draft.ai_sdk) and STREAM_HEADER in response.headers:
+                # The backend never said a word, so the language is that of the headers, which are ours.
+                await response.write(_sdk_end(end))
+            elif not end.draft.ai_sdk and read_turn_end(end).error is not None:
                 # Nothing in this stream's own language says that it broke off; its framing does.
                 _drop(request)
                 return response
@@ -249,22 +282,24 @@ class ChatWire:
     @staticmethod
     async def _write_turn(
         response: web.StreamResponse, subscriber: Subscriber, turn: TurnId, pulse: Pulse
-    ) -> Record | None:
-        """Returns the ``turn-end``; ``None`` when the client cannot be brought to it."""
+    ) -> tuple[Record | None, int]:
+        """Returns the ``turn-end`` (``None``: the client cannot get there), and how many chunks came."""
+        chunks = 0
         while True:
             try:
                 records = await subscriber.pull()
             except Resync as resync:
                 log.info("stream.resync", session=subscriber.session, turn=turn, reason=resync.reason)
-                return None
+                return None, chunks
             ours = [record for record in records if record.turn == turn]
+            chunks += sum(record.kind is RecordKind.CHUNK for record in ours)
             data = b"".join(map(encode_record, ours))
             if data:
                 pulse.writing()
                 await response.write(data)
                 pulse.wrote()
             if ours and ours[-1].kind is RecordKind.TURN_END:
-                return ours[-1]
+                return ours[-1], chunks
             if not subscriber.has_more and not await pulse.wait():
                 pulse.writing()
                 await response.write(_HEARTBEAT)
@@ -300,23 +335,20 @@ def _release(accepted: Accepted) -> None:
     accepted.opening.add_done_callback(release)
 
 
-async def _pass_on(request: web.Request, answered: Answered, told: Mapping[str, str]) -> web.StreamResponse:
-    headers = downstream_headers(answered.headers, reframed=False)
-    headers.update(told)
-    response = web.StreamResponse(status=answered.status, reason=answered.reason, headers=headers)
-    await response.prepare(request)
-    async for data in answered.body:
-        await response.write(data)
-    await response.write_eof()
-    return response
-
-
 def _refused_again(kept: bytes, told: Mapping[str, str]) -> web.Response:
     refusal = _kept_refusal.decode(kept)
     headers = {**told, "Content-Type": refusal.contentType}
     if refusal.retryAfter is not None:
         headers["Retry-After"] = refusal.retryAfter
     return web.Response(status=refusal.status, body=refusal.body.encode(), headers=headers)
+
+
+def _sdk_end(end: Record) -> bytes:
+    """A turn's end in the language of the SDK, for a turn that has no chunk."""
+    cursor = str(end.cursor)
+    chunk = read_turn_end(end).chunk
+    told = b"" if chunk is None else encode_event(chunk, identifier=cursor)
+    return told + encode_event(DONE, identifier=cursor)
 
 
 def _drop(request: web.Request) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gateway.config import AbortPolicy
@@ -147,7 +148,8 @@ class SdkSocket(SocketLoop):
 
     async def _resume(self, frame: sdkwire.Resume) -> None:
         session = session_id(frame.id)
-        found = await self._sessions.newest_turn(session)
+        had_some = frame.lastSequence is not None
+        found = await self._sessions.newest_turn(session, had_some=had_some)
         if found is None:
             self.reply(sdkwire.no_active(frame.requestId))
             return
@@ -221,7 +223,7 @@ class SdkSocket(SocketLoop):
                 continue
             frames += rendering.frames(record)
             if record.kind is RecordKind.TURN_END:
-                self._sessions.was_read_soon(request.session, request.turn)
+                self.when_written(partial(self._sessions.was_read_soon, request.session, request.turn))
         if rendering.ended:
             self._finish(request)
         return frames

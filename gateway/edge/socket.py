@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -265,7 +266,7 @@ class SessionSocket(SocketLoop):
         told = {turn.turn: turn for turn in attached.turns} if attached is not None else {}
         first_news = min((turn.offset for turn in told.values()), default=0)
         if record.offset >= first_news:
-            self._sessions.was_read_soon(session, record.turn)
+            self.when_written(partial(self._sessions.was_read_soon, session, record.turn))
 
     def heartbeat(self) -> bytes:
         """After a silence."""

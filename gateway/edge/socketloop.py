@@ -18,7 +18,7 @@ from gateway.core.model import CloseCode
 from gateway.edge.pulse import Pulse
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from gateway.config import Config
 
@@ -75,6 +75,7 @@ class SocketLoop(abc.ABC):
         self._slots = asyncio.Semaphore(MAX_COMMANDS)
         self._bad_frames = 0
         self._pings_unanswered = 0
+        self._when_written: list[Callable[[], None]] = []
 
     # -- for the wire
 
@@ -103,6 +104,10 @@ class SocketLoop(abc.ABC):
         self._replies.append(frame)
         self._reply_bytes += len(frame)
         self.pulse.wake()
+
+    def when_written(self, callback: Callable[[], None]) -> None:
+        """Call back once what was gathered is with the socket; never, if the socket is gone before."""
+        self._when_written.append(callback)
 
     def take_replies(self) -> list[bytes]:
         """What is queued, once."""
@@ -135,6 +140,8 @@ class SocketLoop(abc.ABC):
                 code, why = await self._read()
                 writer.cancel()
                 if code is not None:
+                    await asyncio.wait({writer})
+                    await self._say_why()
                     await self._close(code, why)
         except* (ConnectionError, OSError):
             pass  # the peer is gone: a detach, and the expected end of a socket
@@ -189,6 +196,18 @@ class SocketLoop(abc.ABC):
         for frame in frames:
             await self._socket.send_frame(frame, WSMsgType.TEXT)
         self.pulse.wrote()
+        callbacks, self._when_written = self._when_written, []
+        for callback in callbacks:
+            callback()
+
+    async def _say_why(self) -> None:
+        """The errors that led to a close are told before it."""
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                for frame in self.take_replies():
+                    await self._socket.send_frame(frame, WSMsgType.TEXT)
+        except TimeoutError:
+            self._drop()
 
     async def _close(self, code: CloseCode, why: bytes) -> None:
         try:
