@@ -1,15 +1,14 @@
-"""Runs one turn: reads the backend as fast as it writes, journals, ends.
+"""Runs one turn: has the backend read as fast as it writes, journals, ends.
 
-Two loops share the turn's drafts. One reads the backend and feeds :class:`~gateway.core.turn.Turn`; the
-other journals whatever there is, a batch a call, and shows it when the journal has it. Neither waits for any
-client, and the reader does not wait for the journal. The drafts are kept to the turn's end, so that a batch
-whose fate is unknown can be repeated.
+Two tasks share the turn's drafts. :class:`~gateway.answer.Answer` reads the backend and feeds the turn; the
+producer journals whatever there is, a batch a call, and shows it when the journal has it. Neither waits for
+any client, and the reader does not wait for the journal. The drafts are kept to the turn's end, so that a
+batch whose fate is unknown can be repeated.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from gateway import telemetry
+from gateway.answer import Answer, Assignment
 from gateway.core.model import (
     By,
     Cursor,
@@ -26,20 +26,16 @@ from gateway.core.model import (
     Record,
     SessionId,
     TurnError,
-    TurnId,
     turn_tag,
 )
-from gateway.core.rawjson import encode
-from gateway.core.sse import EventTooLarge, SSEDecoder
 from gateway.core.turn import AbortUpstream, Append, Effect, End, Turn
 from gateway.core.wire import turn_end
-from gateway.journal import Appended, Behind, Ended, Fence, SessionJournal
-from gateway.opening import Answered, NotOpened, Opening, Streaming
+from gateway.journal import Appended, Behind, Ended, SessionJournal
+from gateway.opening import Answered, NotOpened, Opening
 from gateway.store import StoreError, StoreUnavailable
-from gateway.upstream import UpstreamCall, UpstreamFailed, UpstreamResponse
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.config import Config
 
@@ -47,12 +43,6 @@ log = structlog.get_logger(__name__)
 
 HANG_UP_SECONDS = 0.25
 """How long a backend has to close its side after we closed ours. Node's http and uvicorn take below 6 ms."""
-
-SETTLE_SECONDS = 5.0
-"""How long ``[DONE]`` and the end of the body may take after ``finish``."""
-
-REFUSAL_BYTES = 4096
-"""What is kept of a refusal's body (DESIGN §8)."""
 
 BATCH_BYTES = 1024 * 1024
 """What one append carries at the most, give or take a record."""
@@ -79,29 +69,6 @@ class Budget:
         return self.used >= self.limit
 
 
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """What a producer is to do.
-
-    Attributes:
-        session: Whose turn.
-        turn: Which.
-        fence: The right to write it.
-        answer_id: The message id for an answer that has none.
-        call: The request to the backend, not sent yet.
-        gate: Resolves when the turn may go to the backend; False: not at all.
-        takes_answer: Whether the sender's wire can pass on an answer that is no stream.
-    """
-
-    session: SessionId
-    turn: TurnId
-    fence: Fence
-    answer_id: str
-    call: UpstreamCall
-    gate: Callable[[], Coroutine[object, object, bool] | None]
-    takes_answer: bool
-
-
 class TurnProducer:
     """One turn's task.
 
@@ -125,7 +92,6 @@ class TurnProducer:
         lost: Callable[[SessionId], None],
     ) -> None:
         self.assignment = assignment
-        self.opening: asyncio.Future[Opening] = asyncio.get_running_loop().create_future()
         self.ended: asyncio.Future[EndReason | None] = asyncio.get_running_loop().create_future()
         """Resolves when the ``turn-end`` is journalled; ``None``: another ended it, or nobody could."""
         self._journal = journal
@@ -134,20 +100,25 @@ class TurnProducer:
         self._publish = publish
         self._lost = lost
         self._turn = Turn(message_id=assignment.answer_id, max_bytes=config.max_turn_bytes)
+        self._answer = Answer(assignment, turn=self._turn, config=config, perform=self._perform)
         self._drafts: list[Draft] = []
         self._stored = 0
         self._bytes = 0
         self._end: End | None = None
-        self._refusal = b""
         self._dirty = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self._aborting: asyncio.Task[None] | None = None
         self._begun_at = time.monotonic()
         self._tag = turn_tag(assignment.turn)
 
+    @property
+    def opening(self) -> asyncio.Future[Opening]:
+        """What the backend answers with."""
+        return self._answer.opening
+
     async def run(self) -> None:
         """Do it all; returns when the turn has ended. Never raises for what a backend or Redis does."""
-        self._reading = asyncio.create_task(self._read(), name=f"read-{self.assignment.turn}")
+        self._reading = asyncio.create_task(self._answer.read(), name=f"read-{self.assignment.turn}")
         telemetry.running_turns.inc()
         reason: EndReason | None = None
         try:
@@ -168,101 +139,6 @@ class TurnProducer:
     def interrupt(self, error: TurnError) -> None:
         """The node gives the turn up."""
         self._perform(self._turn.interrupted(error))
-
-    # -- reading the backend
-
-    async def _read(self) -> None:
-        call = self.assignment.call
-        try:
-            gate = self.assignment.gate()
-            if gate is not None and not await gate:
-                # Cancelled while it was queued; who asked says so too, or is another node.
-                self._perform(self._turn.cancel(By()))
-                return
-            response = await call.open()
-            try:
-                if response.is_event_stream:
-                    await self._read_stream(response)
-                else:
-                    await self._read_answer(response)
-            finally:
-                response.close()
-        except UpstreamFailed as failure:
-            self._perform(self._turn.failed(failure.error))
-        except TimeoutError:
-            self._perform(self._turn.body_ended() if self._turn.finished else self._fell_silent())
-        except StoreUnavailable:
-            error = TurnError(EndCode.STORE_LOST, "the store was away for too long")
-            self._perform(self._turn.failed(error))
-        except Exception:
-            # A fault of ours; every turn ends all the same (G7).
-            log.exception("turn.failed", session=self.assignment.session, turn=self.assignment.turn)
-            error = TurnError(EndCode.UPSTREAM_CUT_OFF, "the gateway was unable to read the answer")
-            self._perform(self._turn.failed(error))
-
-    def _fell_silent(self) -> list[Effect]:
-        seconds = self._config.upstream_idle_timeout_seconds
-        message = f"the backend sent nothing for {seconds:g} s"
-        return self._turn.failed(TurnError(EndCode.UPSTREAM_TIMEOUT, message))
-
-    async def _read_stream(self, response: UpstreamResponse) -> None:
-        response.check_encoding()
-        self._turn.opened(ai_sdk=response.is_ai_sdk)
-        self._resolve_opening(Streaming(response.status, response.headers))
-        decoder = SSEDecoder(self._config.max_event_bytes)
-        idle = self._config.upstream_idle_timeout_seconds
-        loop = asyncio.get_running_loop()
-        first = True
-        comments = 0
-        async with asyncio.timeout(idle) as deadline, contextlib.aclosing(response.plain_body()) as body:
-            async for data in body:
-                try:
-                    events = decoder.feed(data)
-                except EventTooLarge as error:
-                    self._perform(self._turn.events(error.events))
-                    self._perform(self._turn.failed(TurnError(EndCode.EVENT_TOO_LARGE, str(error))))
-                    return
-                if not events and decoder.comments == comments:
-                    continue
-                comments = decoder.comments
-                if events and first:
-                    first = False
-                    telemetry.first_chunk_seconds.observe(time.monotonic() - self._begun_at)
-                was_finished = self._turn.finished
-                self._perform(self._turn.events(events))
-                if self._end is not None:
-                    return
-                if not self._turn.finished:
-                    deadline.reschedule(loop.time() + idle)
-                elif not was_finished:
-                    deadline.reschedule(loop.time() + min(idle, SETTLE_SECONDS))
-        self._perform(self._turn.body_ended())
-
-    async def _read_answer(self, response: UpstreamResponse) -> None:
-        head = b""
-        async with asyncio.timeout(self._config.upstream_idle_timeout_seconds):
-            body = response.body()
-            if not self.assignment.takes_answer or response.status >= 300:  # noqa: PLR2004 - not a success
-                async for data in body:
-                    head += data
-                    if len(head) >= REFUSAL_BYTES:
-                        break
-        text = response.readable(head)[:REFUSAL_BYTES].decode("utf-8", "replace")
-        if response.status >= 300:  # noqa: PLR2004 - a success that is no stream was for its sender alone
-            kept = {
-                "status": response.status,
-                "contentType": response.headers.get("Content-Type", "text/plain"),
-                "body": text,
-                "retryAfter": response.headers.get("Retry-After"),
-            }
-            self._refusal = encode(kept)
-        rest = _chained(head, body, self._config.upstream_idle_timeout_seconds)
-        headers = response.headers
-        answered = Answered(response.status, response.reason, headers, rest, kept=self._refusal)
-        self._resolve_opening(answered)
-        self._perform(self._turn.failed(_refusal(response, text.strip())))
-        if self.assignment.takes_answer:
-            await answered.released.wait()
 
     # -- performing what the core decided
 
@@ -307,8 +183,7 @@ class TurnProducer:
                 if not await self._append():
                     return None
             if self._end is not None and self._stored == len(self._drafts):
-                if not self.opening.done():
-                    self._resolve_opening(NotOpened(self._end))
+                self._answer.resolve(NotOpened(self._end))
                 return await self._append_end(self._end)
 
     async def _append(self) -> bool:
@@ -361,7 +236,7 @@ class TurnProducer:
                     index=self._stored,
                     reason=end.reason,
                     drafts=drafts,
-                    refusal=self._refusal,
+                    refusal=self._answer.refusal,
                 )
             except StoreUnavailable:
                 attempt += 1
@@ -417,14 +292,10 @@ class TurnProducer:
         return False
 
     def _let_go(self) -> None:
-        self._resolve_opening(NotOpened(self._end))
+        self._answer.resolve(NotOpened(self._end))
         opening = self.opening.result()
         if self._reading is not None and not (isinstance(opening, Answered) and self.assignment.takes_answer):
             self._reading.cancel()
-
-    def _resolve_opening(self, opening: Opening) -> None:
-        if not self.opening.done():
-            self.opening.set_result(opening)
 
     async def _stop_tasks(self) -> None:
         tasks = {task for task in (self._reading, self._aborting) if task is not None}
@@ -446,38 +317,3 @@ class TurnProducer:
             bytes=self._bytes,
             seconds=round(time.monotonic() - self._begun_at, 3),
         )
-
-
-async def _chained(head: bytes, body: AsyncIterator[bytes], idle_seconds: float) -> AsyncIterator[bytes]:
-    if head:
-        yield head
-    while True:
-        try:
-            async with asyncio.timeout(idle_seconds):
-                data = await anext(body)
-        except StopAsyncIteration:
-            return
-        except TimeoutError as error:
-            message = f"the backend sent nothing for {idle_seconds:g} s"
-            raise UpstreamFailed(EndCode.UPSTREAM_TIMEOUT, message) from error
-        yield data
-
-
-def _refusal(response: UpstreamResponse, text: str) -> TurnError:
-    if response.status < 300:  # noqa: PLR2004 - success, but no stream
-        kind = response.headers.get("Content-Type", "no content type")
-        message = f"the backend answered with {kind}, not with text/event-stream"
-        return TurnError(EndCode.UPSTREAM_NOT_SSE, message, status=response.status)
-    return TurnError(
-        EndCode.UPSTREAM_REFUSED,
-        text or f"the backend answered {response.status} {response.reason}",
-        status=response.status,
-        retry_after_seconds=_seconds(response.headers.get("Retry-After")),
-    )
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """A ``Retry-After`` in seconds; the form of a date is left to the header that the sender sees."""
-    if retry_after is None or not retry_after.strip().isdigit():
-        return None
-    return min(float(retry_after), 86_400.0)

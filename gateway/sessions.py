@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 from gateway import telemetry
+from gateway.answer import Assignment
 from gateway.core import wire
 from gateway.core.attachment import place
 from gateway.core.model import (
@@ -53,7 +54,6 @@ from gateway.journal import (
     SessionJournal,
     TurnLook,
 )
-from gateway.producer import Assignment
 from gateway.store import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:

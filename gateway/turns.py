@@ -11,7 +11,7 @@ import structlog
 
 from gateway.core.model import By, EndCode, EndReason, SessionId, TurnError, TurnId
 from gateway.journal import Cancelling
-from gateway.producer import Assignment, Budget, TurnProducer
+from gateway.producer import Budget, TurnProducer
 from gateway.store import StoreError, StoreUnavailable
 from gateway.upstream import UpstreamFailed
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from multidict import CIMultiDict
 
+    from gateway.answer import Assignment
     from gateway.config import Config
     from gateway.hub import Hub
     from gateway.journal import SessionJournal

@@ -20,7 +20,7 @@ from gateway.core.model import EndCode, GatewayError, TurnError
 from gateway.core.uistream import STREAM_HEADER
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import Callable, Iterable
 
     from aiohappyeyeballs import AddrInfoType
     from multidict import CIMultiDict, CIMultiDictProxy
@@ -182,6 +182,7 @@ class UpstreamResponse:
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
+        self._inflater: zlib._Decompress | None = None
 
     @property
     def status(self) -> int:
@@ -212,19 +213,6 @@ class UpstreamResponse:
     def _encoding(self) -> str:
         return self._response.headers.get("Content-Encoding", "identity").strip().lower()
 
-    def check_encoding(self) -> None:
-        """Whether :meth:`plain_body` can read it.
-
-        Raises:
-            UpstreamFailed: It is compressed in a way that is not known here.
-        """
-        if self._encoding not in _IDENTITY | _DEFLATED:
-            message = (
-                f"the backend compresses its event stream with {self._encoding!r:.40}, "
-                "though it was asked not to"
-            )
-            raise UpstreamFailed(EndCode.UPSTREAM_NOT_SSE, message)
-
     def readable(self, head: bytes) -> bytes:
         """The beginning of a body, decompressed as far as it can be; for people."""
         if self._encoding in _IDENTITY:
@@ -233,44 +221,53 @@ class UpstreamResponse:
             return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(head, MAX_INFLATED_BYTES)
         return b""
 
-    async def body(self) -> AsyncGenerator[bytes]:
-        """The body as it comes, whatever one read brings; not decompressed.
+    async def read(self) -> bytes:
+        """What has come of the body, at least a byte; empty at its end. Not decompressed.
 
         Raises:
             UpstreamFailed: It broke off.
         """
         try:
-            async for data in self._response.content.iter_any():
-                yield data
+            return await self._response.content.readany()
         except (aiohttp.ClientError, OSError) as error:
             message = f"the backend's answer broke off ({type(error).__name__})"
             raise UpstreamFailed(EndCode.UPSTREAM_CUT_OFF, message) from error
 
-    async def plain_body(self) -> AsyncGenerator[bytes]:
-        """The body as it comes, decompressed if the backend compressed it against our asking.
+    def unpacker(self) -> Callable[[bytes], Iterable[bytes]]:
+        """What undoes the compression of a body that the backend compressed against our asking.
 
         Raises:
-            UpstreamFailed: It broke off, or is compressed in a way that is not known here.
+            UpstreamFailed: It is compressed in a way that is not known here.
         """
-        self.check_encoding()
         if self._encoding in _IDENTITY:
-            async for data in self.body():
-                yield data
-            return
-        inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
-        async for data in self.body():
-            rest = data
-            while rest:
-                try:
-                    yield inflater.decompress(rest, MAX_INFLATED_BYTES)
-                except zlib.error as error:
-                    message = "the backend's compressed answer is damaged"
-                    raise UpstreamFailed(EndCode.UPSTREAM_CUT_OFF, message) from error
-                rest = inflater.unconsumed_tail
-            if inflater.eof:
-                return
-        if not inflater.eof:
+            return lambda data: (data,)
+        if self._encoding not in _DEFLATED:
+            message = (
+                f"the backend compresses its event stream with {self._encoding!r:.40}, "
+                "though it was asked not to"
+            )
+            raise UpstreamFailed(EndCode.UPSTREAM_NOT_SSE, message)
+        self._inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        return self._inflate
+
+    def check_whole(self) -> None:
+        """After the last byte.
+
+        Raises:
+            UpstreamFailed: What was compressed is not whole.
+        """
+        if self._inflater is not None and not self._inflater.eof:
             raise UpstreamFailed(EndCode.UPSTREAM_CUT_OFF, "the backend's compressed answer broke off")
+
+    def _inflate(self, data: bytes) -> Iterable[bytes]:
+        inflater = self._inflater
+        while inflater is not None and data and not inflater.eof:
+            try:
+                yield inflater.decompress(data, MAX_INFLATED_BYTES)
+            except zlib.error as error:
+                message = "the backend's compressed answer is damaged"
+                raise UpstreamFailed(EndCode.UPSTREAM_CUT_OFF, message) from error
+            data = inflater.unconsumed_tail
 
     def close(self) -> None:
         """Let go of the connection, now."""

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from gateway import hub as hub_module
 from gateway import journal, lease, store, telemetry
+from gateway.core import tail as tail_module
 from gateway.core.attachment import place
 from gateway.core.model import (
     Cursor,
@@ -197,7 +198,7 @@ async def chat(url: str) -> AsyncIterator[Chat]:
 
 @pytest.fixture
 def small_tail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "TAIL_BYTES", SMALL_TAIL_BYTES)
+    monkeypatch.setattr(tail_module, "TAIL_BYTES", SMALL_TAIL_BYTES)
 
 
 def attached() -> float:
@@ -328,7 +329,7 @@ async def _follow(chat: Chat, steps: list[str]) -> None:  # noqa: C901, PLR0912 
         await reader.read_until(chat.last)
         assert reader.offsets == list(range(1, chat.last + 1))
     for tail in chat.hub._tails.values():
-        assert tail.size <= hub_module.TAIL_BYTES or len(tail.records) == 1
+        assert tail.size <= tail_module.TAIL_BYTES or len(tail.records) == 1
         assert tail.size == sum(record.size for record in tail.records)
 
 

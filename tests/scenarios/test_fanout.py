@@ -7,7 +7,7 @@ import json
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-from gateway.hub import TAIL_BYTES
+from gateway.core.tail import TAIL_BYTES
 from tests.support.backend import Exchange, ScriptedBackend
 from tests.support.client import SessionClient
 from tests.support.wires import HttpChat, SdkClient, eventually
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import aiohttp
 
     from gateway.app import Node
-    from gateway.hub import Tail
+    from gateway.core.tail import Tail
 
     MakeNode = Callable[..., Awaitable[Node]]
 
