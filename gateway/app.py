@@ -23,6 +23,7 @@ from gateway.edge.origin import OriginPolicy, cors_signal, origin_middleware
 from gateway.edge.proxy import Proxy, remove_added_headers
 from gateway.edge.sdksocket import SdkWire
 from gateway.edge.socket import SessionWire
+from gateway.edge.socketloop import OpenSockets
 from gateway.embedded import EmbeddedValkey
 from gateway.hub import Hub
 from gateway.journal import SessionJournal
@@ -126,7 +127,7 @@ class Node:
 
     async def stop(self) -> None:
         """Take no more sends, let the turns end (GATEWAY_DRAIN), close every socket, leave."""
-        self._sessions.draining = True
+        self._sessions.drain()
         await self._turns.drain(self._hurry)
         await self._stack.aclose()
         log.info("node.stopped", node=self.id)
@@ -158,8 +159,9 @@ class Node:
         config = self.config
         paths = ChatPaths(config.chat_paths)
         chat = ChatWire(config, sessions=self._sessions, paths=paths, proxy=proxy)
-        sdk = SdkWire(config, sessions=self._sessions)
-        session = SessionWire(config, sessions=self._sessions, paths=paths, node=self.id)
+        sockets = OpenSockets()
+        sdk = SdkWire(config, sessions=self._sessions, sockets=sockets)
+        session = SessionWire(config, sessions=self._sessions, paths=paths, node=self.id, sockets=sockets)
 
         def is_ours(request: web.Request) -> bool:
             raw_path = request.rel_url.raw_path
@@ -181,7 +183,7 @@ class Node:
             return await proxy.handle(request)
 
         async def close_sockets(_: web.Application) -> None:
-            await asyncio.gather(session.close(), sdk.close(), proxy.close())
+            await asyncio.gather(sockets.close(), proxy.close())
 
         policy = OriginPolicy(config)
         refused = telemetry.refused_origins

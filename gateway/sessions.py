@@ -7,29 +7,23 @@ says can end a turn. A send or cancel that has begun runs to its end, also when 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import secrets
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
 from gateway import telemetry
-from gateway.answer import Assignment
 from gateway.core import wire
 from gateway.core.attachment import place
 from gateway.core.model import (
     By,
     CancelResult,
     Cursor,
-    Draft,
     EndCode,
     EndReason,
     ErrorCode,
     NodeId,
     Overlap,
-    Record,
     RecordKind,
     Refusal,
     ResyncReason,
@@ -38,34 +32,24 @@ from gateway.core.model import (
     TurnId,
     turn_tag,
 )
-from gateway.core.sendbody import turn_start
 from gateway.core.turn import End
 from gateway.journal import (
     Appended,
-    BeginResult,
-    Begun,
-    BegunCancelled,
-    Busy,
     Cancelling,
-    Conflict,
-    Duplicate,
     Ended,
     Look,
     SessionJournal,
     TurnLook,
 )
+from gateway.sends import RETRY_AFTER_SECONDS, Accepted, SendRequest, Sends, store_refusal
 from gateway.store import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from multidict import CIMultiDict
-
     from gateway.config import Config
-    from gateway.core.sendbody import SendBody
     from gateway.hub import Hub, Subscriber
     from gateway.lease import Lease
-    from gateway.opening import Opening
     from gateway.turns import RunningTurns
     from gateway.upstream import UpstreamClient
 
@@ -75,59 +59,6 @@ T = TypeVar("T")
 
 CANCEL_SECONDS = 5.0
 """How long a cancel waits for the turn's end before it is refused as retryable."""
-
-RETRY_AFTER_SECONDS = 1.0
-START_RETRY_SECONDS = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class SendRequest:
-    """A send, parsed.
-
-    Attributes:
-        session: Of which session.
-        turn: Named by the client, or minted for it.
-        body: As it goes to the backend.
-        path: The chat path, percent-encoded, with its query.
-        headers: End to end, for the backend.
-        by: Who.
-        overlap: What to do when another turn runs.
-        takes_answer: The sender's wire can pass on an answer that is no stream.
-    """
-
-    session: SessionId
-    turn: TurnId
-    body: SendBody
-    path: str
-    headers: CIMultiDict[str]
-    by: By
-    overlap: Overlap
-    takes_answer: bool = False
-
-    @property
-    def chat_path(self) -> str:
-        """The path without its query, which may hold secrets."""
-        return self.path.partition("?")[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """The turn is journalled.
-
-    Attributes:
-        session: Whose.
-        turn: Which.
-        before: Just before its ``turn-start``.
-        duplicate: It was begun by an earlier send.
-        opening: What the backend answers with; ``None`` where this send did not start the turn, or it was
-            cancelled before.
-    """
-
-    session: SessionId
-    turn: TurnId
-    before: Cursor
-    duplicate: bool = False
-    opening: asyncio.Future[Opening] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,14 +100,21 @@ class Sessions:
         turns: RunningTurns,
         upstream: UpstreamClient,
     ) -> None:
-        self.draining = False
-        """Set when the node stops: sends are refused from then on."""
         self._config = config
         self._journal = journal
         self._hub = hub
         self._lease = lease
         self._turns = turns
-        self._upstream = upstream
+        self._sends = Sends(config, journal=journal, hub=hub, lease=lease, turns=turns, upstream=upstream)
+
+    @property
+    def draining(self) -> bool:
+        """Whether the node stops, and refuses sends."""
+        return self._sends.draining
+
+    def drain(self) -> None:
+        """Refuse sends from now on."""
+        self._sends.draining = True
 
     # -- send
 
@@ -193,106 +131,15 @@ class Sessions:
             Refusal: Nothing was sent to the backend by this call.
         """
         try:
-            self._refuse_when_full()
-            outcome = await self._to_its_end(self._send(request, accepted), f"send-{request.turn}")
+            self._sends.refuse_when_full()
+            if request.overlap is not Overlap.PARALLEL:
+                await self._look(request.session)  # the turns of a node that is gone do not count as running
+            outcome = await self._to_its_end(self._sends.send(request, accepted), f"send-{request.turn}")
         except Refusal as refusal:
             telemetry.sends.labels(result=refusal.code).inc()
             raise
         telemetry.sends.labels(result="duplicate" if outcome.duplicate else "accepted").inc()
         return outcome
-
-    def _refuse_when_full(self) -> None:
-        if self.draining:
-            message = "unable to send; this node is stopping, another takes it"
-            raise Refusal(ErrorCode.DRAINING, message, retry_after_seconds=RETRY_AFTER_SECONDS)
-        if self._turns.budget.is_full:
-            message = "unable to send; this node holds as much of running turns as GATEWAY_MAX_BUFFER allows"
-            raise Refusal(ErrorCode.RATE_LIMITED, message, retry_after_seconds=RETRY_AFTER_SECONDS)
-
-    async def _send(self, request: SendRequest, accepted: Callable[[Accepted], None]) -> Accepted:
-        if request.overlap is not Overlap.PARALLEL:
-            await self._look(request.session)  # the turns of a node that is gone do not count as running
-        start = Draft(RecordKind.TURN_START, self._start_members(request))
-        result = await self._begin(request, start)
-        outcome: Accepted
-        match result:
-            case Begun():
-                producer = self._turns.start(self._assignment(request, result))
-                outcome = _accepted(request, result.start, opening=producer.opening)
-                accepted(outcome)
-                self._hub.publish(request.session, (Record(result.start, request.turn, start),))
-                for other in result.waits_for:
-                    self._turns.cancel(request.session, other, request.by)
-            case BegunCancelled(cursor):
-                outcome = _accepted(request, cursor)
-                accepted(outcome)
-                self._hub.publish(request.session, ())
-                self._lease.release(request.session, request.turn)
-            case Duplicate(cursor):
-                running = self._turns.get(request.session, request.turn)
-                opening = None if running is None else running.opening
-                outcome = _accepted(request, cursor, duplicate=True, opening=opening)
-                accepted(outcome)
-            case Conflict() | Busy():
-                raise _refused(result)
-        return outcome
-
-    async def _begin(self, request: SendRequest, start: Draft) -> BeginResult:
-        self._lease.claim(request.session, request.turn)
-        try:
-            return await self._journal.begin(
-                request.session,
-                request.turn,
-                node=self._lease.node,
-                token=secrets.token_hex(8),
-                new_epoch=secrets.token_hex(8),
-                digest=_digest(request),
-                overlap=request.overlap,
-                path=request.chat_path,
-                user=request.by.user,
-                start=start,
-                cancelled=wire.turn_end(End(EndReason.CANCELLED, by=request.by)),
-            )
-        except (StoreUnavailable, StoreError) as error:
-            raise _store_refusal(error) from error
-
-    def _start_members(self, request: SendRequest) -> bytes:
-        return turn_start(
-            request.body,
-            path=request.chat_path,
-            by=request.by,
-            at_milliseconds=time.time_ns() // 1_000_000,
-            max_bytes=self._config.max_event_bytes,
-        )
-
-    def _assignment(self, request: SendRequest, begun: Begun) -> Assignment:
-        def gate() -> Coroutine[object, object, bool] | None:
-            return self._wait_for_turn(request, begun) if begun.waits_for else None
-
-        return Assignment(
-            session=request.session,
-            turn=request.turn,
-            fence=begun.fence,
-            answer_id=request.body.answer_id(request.turn),
-            call=self._upstream.call(request.path, body=request.body.raw, headers=request.headers),
-            gate=gate,
-            takes_answer=request.takes_answer,
-        )
-
-    async def _wait_for_turn(self, request: SendRequest, begun: Begun) -> bool:
-        """An interrupting send goes to the backend when those it cancelled have let go of it."""
-        others = [self._turns.get(request.session, turn) for turn in begun.waits_for]
-        waiting = [producer.ended for producer in others if producer is not None]
-        if waiting:
-            await asyncio.wait(waiting, timeout=CANCEL_SECONDS)
-        give_up_at = time.monotonic() + self._config.outage_seconds
-        while True:
-            try:
-                return await self._journal.start(request.session, request.turn, begun.fence)
-            except StoreUnavailable:
-                if time.monotonic() > give_up_at:
-                    raise
-                await asyncio.sleep(START_RETRY_SECONDS)
 
     # -- attach and resume
 
@@ -375,7 +222,7 @@ class Sessions:
         try:
             page = await self._journal.read(session, after=cursor.offset - 1, limit_bytes=1)
         except (StoreUnavailable, StoreError) as error:
-            raise _store_refusal(error) from error
+            raise store_refusal(error) from error
         return bool(page.records) and page.records[0].kind is RecordKind.TURN_END
 
     async def turn(self, session: SessionId, turn: TurnId) -> TurnLook | None:
@@ -387,7 +234,7 @@ class Sessions:
         try:
             return await self._journal.turn(session, turn)
         except (StoreUnavailable, StoreError) as error:
-            raise _store_refusal(error) from error
+            raise store_refusal(error) from error
 
     async def was_read(self, session: SessionId, turn: TurnId) -> None:
         """A client has been written the turn's end; unnoted, a reload shows the answer once more."""
@@ -411,7 +258,7 @@ class Sessions:
                 await self.seal(session, turn.turn, turn.node)
             return await self._journal.look(session, offset=offset) if orphans else look
         except (StoreUnavailable, StoreError) as error:
-            raise _store_refusal(error) from error
+            raise store_refusal(error) from error
 
     # -- cancel and abort
 
@@ -440,7 +287,7 @@ class Sessions:
         except (StoreUnavailable, StoreError) as error:
             # The model need not wait for the store; the client's answer does.
             self._turns.cancel(session, turn, by)
-            raise _store_refusal(error) from error
+            raise store_refusal(error) from error
         match mark:
             case Cancelling(node):
                 return await self._cancel_marked(session, turn, by, node)
@@ -470,7 +317,7 @@ class Sessions:
         try:
             await self._journal.abort(session, turn, seconds=self._config.abort_grace_seconds)
         except (StoreUnavailable, StoreError) as error:
-            raise _store_refusal(error) from error
+            raise store_refusal(error) from error
         self._turns.abort_after_grace(session, turn, by)
 
     def abort_soon(self, session: SessionId, turn: TurnId, by: By) -> None:
@@ -517,30 +364,3 @@ class Sessions:
 
         self._turns.spawn(run(), name)
         return await result
-
-
-def _accepted(
-    request: SendRequest,
-    start: Cursor,
-    *,
-    duplicate: bool = False,
-    opening: asyncio.Future[Opening] | None = None,
-) -> Accepted:
-    before = Cursor(start.epoch, start.offset - 1)
-    return Accepted(request.session, request.turn, before, duplicate=duplicate, opening=opening)
-
-
-def _refused(result: Conflict | Busy) -> Refusal:
-    if isinstance(result, Conflict):
-        message = "unable to send; this turn id was used with another body, mint a new one"
-        return Refusal(ErrorCode.CONFLICT, message)
-    message = "unable to send; a turn of this session is running"
-    return Refusal(ErrorCode.BUSY, message, retry_after_seconds=RETRY_AFTER_SECONDS)
-
-
-def _digest(request: SendRequest) -> str:
-    return hashlib.sha256(request.path.encode() + b"\0" + request.body.raw).hexdigest()
-
-
-def _store_refusal(error: StoreUnavailable | StoreError) -> Refusal:
-    return Refusal(ErrorCode.STORE_UNAVAILABLE, str(error), retry_after_seconds=RETRY_AFTER_SECONDS)

@@ -17,15 +17,11 @@ import structlog
 from aiohttp import web
 
 from gateway.config import Config, HttpDisconnect
-from gateway.core.httpwire import encode_record, read_turn_end
 from gateway.core.model import (
     By,
     ClientId,
     Cursor,
     ErrorCode,
-    GatewayError,
-    Record,
-    RecordKind,
     Refusal,
     SessionId,
     TurnId,
@@ -35,25 +31,22 @@ from gateway.core.model import (
 )
 from gateway.core.rawjson import encode
 from gateway.core.sendbody import SendBody, read_body
-from gateway.core.sse import encode_comment, encode_event
-from gateway.core.uistream import DONE, STREAM_HEADER
+from gateway.core.uistream import STREAM_HEADER
 from gateway.edge.chatpaths import ChatEndpoint, ChatPaths, ChatTarget
-from gateway.edge.connection import cut_when_stalled
 from gateway.edge.headers import downstream_headers, upstream_request_headers
-from gateway.edge.pulse import Pulse
 from gateway.edge.replies import failed_response, refusal_response
-from gateway.hub import Resync, Subscriber
+from gateway.edge.turnstream import TurnStream
 from gateway.opening import Answered, NotOpened, Opening, Streaming
-from gateway.sessions import Accepted, SendRequest, Sessions
+from gateway.sends import Accepted, SendRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.edge.proxy import Proxy
+    from gateway.sessions import Sessions
 
 log = structlog.get_logger(__name__)
 
-CARRIER = "http"
 BODY_SECONDS = 60.0
 """How long a body may take; nginx's client_body_timeout is 60 s between two reads."""
 
@@ -68,8 +61,6 @@ _STREAM_HEADERS = {
     "X-Accel-Buffering": "no",
     STREAM_HEADER: "v1",
 }
-
-_HEARTBEAT = encode_comment("heartbeat")
 
 
 class _Refusal(msgspec.Struct):
@@ -97,6 +88,7 @@ class ChatWire:
         self._sessions = sessions
         self._paths = paths
         self._proxy = proxy
+        self._stream = TurnStream(config, sessions)
 
     async def handle(self, request: web.Request, target: ChatTarget) -> web.StreamResponse:
         """Answer one request for a chat path."""
@@ -131,7 +123,7 @@ class ChatWire:
             return web.Response(status=HTTPStatus.NO_CONTENT)
         turn, before = found
         response = web.StreamResponse(headers={**_STREAM_HEADERS, TURN_HEADER: turn})
-        return await self._stream(request, response, session, turn, before)
+        return await self._stream.write(request, response, session, turn, before)
 
     # -- sending
 
@@ -195,7 +187,10 @@ class ChatWire:
             case Answered(kept=kept) if accepted.duplicate and kept:
                 return _refused_again(kept, told)
             case Answered() if not accepted.duplicate:
-                return await self._pass_on(request, found, accepted)
+                passed = downstream_headers(found.headers, reframed=False)
+                passed.update(told)
+                response = web.StreamResponse(status=found.status, reason=found.reason, headers=passed)
+                return await self._stream.pass_on(request, response, found, accepted.session, accepted.turn)
             case NotOpened(end) if end is not None and end.error is not None:
                 # Whoever is told now must not be told again after a reload.
                 await self._sessions.was_read(accepted.session, accepted.turn)
@@ -211,7 +206,7 @@ class ChatWire:
                 return await self._replay(request, accepted)
             case _:
                 response = web.StreamResponse(headers={**_STREAM_HEADERS, **told})
-        return await self._stream(request, response, accepted.session, accepted.turn, accepted.before)
+        return await self._stream.write(request, response, accepted.session, accepted.turn, accepted.before)
 
     async def _replay(self, request: web.Request, accepted: Accepted) -> web.StreamResponse:
         """A send that was repeated: the ended turn, or the same refusal."""
@@ -220,90 +215,7 @@ class ChatWire:
         if known is not None and known.refusal:
             return _refused_again(known.refusal, told)
         response = web.StreamResponse(headers={**_STREAM_HEADERS, **told})
-        return await self._stream(request, response, accepted.session, accepted.turn, accepted.before)
-
-    async def _pass_on(
-        self, request: web.Request, answered: Answered, accepted: Accepted
-    ) -> web.StreamResponse:
-        """An answer that is no stream, as it comes; nobody but the sender gets it."""
-        headers = downstream_headers(answered.headers, reframed=False)
-        headers[TURN_HEADER] = accepted.turn
-        response = web.StreamResponse(status=answered.status, reason=answered.reason, headers=headers)
-        await response.prepare(request)
-        try:
-            async for data in answered.body:
-                with cut_when_stalled(request.transport):
-                    await response.write(data)
-        except GatewayError as error:
-            log.info("answer.cut-off", session=accepted.session, turn=accepted.turn, error=str(error))
-            _drop(request)
-            return response
-        await self._sessions.was_read(accepted.session, accepted.turn)
-        await response.write_eof()
-        return response
-
-    # -- streaming
-
-    async def _stream(
-        self,
-        request: web.Request,
-        response: web.StreamResponse,
-        session: SessionId,
-        turn: TurnId,
-        before: Cursor,
-    ) -> web.StreamResponse:
-        """Write a turn's chunks after a place, to its end."""
-        pulse = Pulse(self._config.heartbeat_seconds, lambda: _drop(request))
-        attached = None
-        try:
-            attached = await self._sessions.attach(session, before, pulse.wake, carrier=CARRIER)
-            await response.prepare(request)
-            end, chunks = await self._write_turn(response, attached.subscriber, turn, pulse)
-            if end is None:
-                _drop(request)
-                return response
-            if not (chunks or before.tag or end.draft.ai_sdk) and STREAM_HEADER in response.headers:
-                # The backend never said a word, so the language is that of the headers, which are ours.
-                await response.write(_sdk_end(end))
-            elif not end.draft.ai_sdk and read_turn_end(end).error is not None:
-                # Nothing in this stream's own language says that it broke off; its framing does.
-                _drop(request)
-                return response
-            if request.transport is not None and not request.transport.is_closing():
-                # Before the end of the body: who has seen that may ask for the stream at once.
-                await self._sessions.was_read(session, turn)
-            await response.write_eof()
-        finally:
-            pulse.close()
-            if attached is not None:
-                attached.subscriber.close()
-        return response
-
-    @staticmethod
-    async def _write_turn(
-        response: web.StreamResponse, subscriber: Subscriber, turn: TurnId, pulse: Pulse
-    ) -> tuple[Record | None, int]:
-        """Returns the ``turn-end`` (``None``: the client cannot get there), and how many chunks came."""
-        chunks = 0
-        while True:
-            try:
-                records = await subscriber.pull()
-            except Resync as resync:
-                log.info("stream.resync", session=subscriber.session, turn=turn, reason=resync.reason)
-                return None, chunks
-            ours = [record for record in records if record.turn == turn]
-            chunks += sum(record.kind is RecordKind.CHUNK for record in ours)
-            data = b"".join(map(encode_record, ours))
-            if data:
-                pulse.writing()
-                await response.write(data)
-                pulse.wrote()
-            if ours and ours[-1].kind is RecordKind.TURN_END:
-                return ours[-1], chunks
-            if not subscriber.has_more and not await pulse.wait():
-                pulse.writing()
-                await response.write(_HEARTBEAT)
-                pulse.wrote()
+        return await self._stream.write(request, response, accepted.session, accepted.turn, accepted.before)
 
     def _by(self, request: web.Request) -> By:
         named = request.query.get("client")
@@ -341,17 +253,3 @@ def _refused_again(kept: bytes, told: Mapping[str, str]) -> web.Response:
     if refusal.retryAfter is not None:
         headers["Retry-After"] = refusal.retryAfter
     return web.Response(status=refusal.status, body=refusal.body.encode(), headers=headers)
-
-
-def _sdk_end(end: Record) -> bytes:
-    """A turn's end in the language of the SDK, for a turn that has no chunk."""
-    cursor = str(end.cursor)
-    chunk = read_turn_end(end).chunk
-    told = b"" if chunk is None else encode_event(chunk, identifier=cursor)
-    return told + encode_event(DONE, identifier=cursor)
-
-
-def _drop(request: web.Request) -> None:
-    """End the connection without the framing that says: this was all."""
-    if request.transport is not None:
-        request.transport.abort()

@@ -24,9 +24,9 @@ from gateway.core.model import (
 from gateway.core.sendbody import read_body
 from gateway.edge.replies import refusal_response
 from gateway.edge.socket import handed_on
-from gateway.edge.socketloop import FRAME_BYTES, SocketLoop
+from gateway.edge.socketloop import FRAME_BYTES, OpenSockets, SocketLoop
 from gateway.hub import Resync
-from gateway.sessions import SendRequest, Sessions
+from gateway.sends import SendRequest
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gateway.config import Config
     from gateway.edge.chatpaths import ChatTarget
     from gateway.hub import Subscriber
+    from gateway.sessions import Sessions
 
 CARRIER = "sdk-websocket"
 MAX_REQUESTS = 100
@@ -48,12 +49,13 @@ class SdkWire:
     Args:
         config: For policies and bounds.
         sessions: The verbs.
+        sockets: Where the node finds its open ones.
     """
 
-    def __init__(self, config: Config, *, sessions: Sessions) -> None:
+    def __init__(self, config: Config, *, sessions: Sessions, sockets: OpenSockets) -> None:
         self.config = config
         self.sessions = sessions
-        self._open: set[SdkSocket] = set()
+        self._sockets = sockets
 
     async def handle(self, request: web.Request, target: ChatTarget) -> web.StreamResponse:
         """Serve one socket."""
@@ -63,16 +65,7 @@ class SdkWire:
         except Refusal as refusal:
             return refusal_response(refusal)
         socket = SdkSocket(self, request, target.path, By(client=client))
-        self._open.add(socket)
-        try:
-            return await socket.run()
-        finally:
-            self._open.discard(socket)
-
-    async def close(self) -> None:
-        """The node is stopping: tell every client to connect again."""
-        for socket in list(self._open):
-            await socket.close()
+        return await self._sockets.serve(socket)
 
 
 @dataclass(slots=True)

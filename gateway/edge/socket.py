@@ -27,9 +27,9 @@ from gateway.core.model import (
 from gateway.core.sendbody import read_body, with_session
 from gateway.edge.headers import SOCKET_HEADERS, socket_headers, upstream_request_headers
 from gateway.edge.replies import refusal_response
-from gateway.edge.socketloop import FRAME_BYTES, SocketLoop
+from gateway.edge.socketloop import FRAME_BYTES, OpenSockets, SocketLoop
 from gateway.hub import Resync
-from gateway.sessions import Accepted, Attached, SendRequest, Sessions
+from gateway.sends import Accepted, SendRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from gateway.core.model import Record
     from gateway.edge.chatpaths import ChatPaths
     from gateway.hub import Subscriber
+    from gateway.sessions import Attached, Sessions
 
 CARRIER = "websocket"
 MAX_ATTACHED = 1000
@@ -54,14 +55,17 @@ class SessionWire:
         sessions: The verbs.
         paths: Which chat paths a send may name.
         node: Told in ``hello``.
+        sockets: Where the node finds its open ones.
     """
 
-    def __init__(self, config: Config, *, sessions: Sessions, paths: ChatPaths, node: str) -> None:
+    def __init__(
+        self, config: Config, *, sessions: Sessions, paths: ChatPaths, node: str, sockets: OpenSockets
+    ) -> None:
         self.config = config
         self.sessions = sessions
         self.paths = paths
         self.node = node
-        self._open: set[SessionSocket] = set()
+        self._sockets = sockets
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one socket."""
@@ -76,16 +80,7 @@ class SessionWire:
         except Refusal as refusal:
             return refusal_response(refusal)
         socket = SessionSocket(self, request, By(client=client))
-        self._open.add(socket)
-        try:
-            return await socket.run()
-        finally:
-            self._open.discard(socket)
-
-    async def close(self) -> None:
-        """The node is stopping: tell every client to connect again."""
-        for socket in list(self._open):
-            await socket.close()
+        return await self._sockets.serve(socket)
 
 
 class SessionSocket(SocketLoop):

@@ -221,3 +221,22 @@ class SocketLoop(abc.ABC):
         log.info("socket.dropped", reason="too-slow")
         if self.request.transport is not None:
             self.request.transport.abort()
+
+
+class OpenSockets:
+    """The sockets of a node, whichever wire they speak."""
+
+    def __init__(self) -> None:
+        self._open: set[SocketLoop] = set()
+
+    async def serve(self, socket: SocketLoop) -> web.WebSocketResponse:
+        """Serve a socket until it is gone."""
+        self._open.add(socket)
+        try:
+            return await socket.run()
+        finally:
+            self._open.discard(socket)
+
+    async def close(self) -> None:
+        """The node is stopping: tell every client to connect again, all at the same time."""
+        await asyncio.gather(*(socket.close() for socket in self._open))

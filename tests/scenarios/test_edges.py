@@ -97,7 +97,7 @@ async def test_health_and_readiness_are_told_apart(make_node: MakeNode) -> None:
         assert (await admin.request("GET", admin.base + "/healthz")).status == 200
         ready = await admin.request("GET", admin.base + "/readyz")
         assert (ready.status, await ready.end()) == (200, b"ready\n")
-        node._sessions.draining = True
+        node._sessions.drain()
         assert (await admin.request("GET", admin.base + "/readyz")).status == 503
         assert (await admin.request("GET", admin.base + "/healthz")).status == 200
         assert (await admin.request("GET", admin.base + "/api/chat")).status == 404

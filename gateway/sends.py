@@ -1,0 +1,273 @@
+"""The verb `send`: a turn is journalled, then shown, then asked of the backend; once for each turn id."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway.answer import Assignment
+from gateway.core import wire
+from gateway.core.model import (
+    By,
+    Cursor,
+    Draft,
+    EndReason,
+    ErrorCode,
+    Overlap,
+    Record,
+    RecordKind,
+    Refusal,
+    SessionId,
+    TurnId,
+)
+from gateway.core.sendbody import turn_start
+from gateway.core.turn import End
+from gateway.journal import (
+    BeginResult,
+    Begun,
+    BegunCancelled,
+    Busy,
+    Conflict,
+    Duplicate,
+    SessionJournal,
+)
+from gateway.store import StoreError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from multidict import CIMultiDict
+
+    from gateway.config import Config
+    from gateway.core.sendbody import SendBody
+    from gateway.hub import Hub
+    from gateway.lease import Lease
+    from gateway.opening import Opening
+    from gateway.turns import RunningTurns
+    from gateway.upstream import UpstreamClient
+
+RETRY_AFTER_SECONDS = 1.0
+"""What who was refused for now is told to wait."""
+
+LET_GO_SECONDS = 5.0
+"""How long an interrupting send waits for those it cancelled."""
+
+START_RETRY_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class SendRequest:
+    """A send, parsed.
+
+    Attributes:
+        session: Of which session.
+        turn: Named by the client, or minted for it.
+        body: As it goes to the backend.
+        path: The chat path, percent-encoded, with its query.
+        headers: End to end, for the backend.
+        by: Who.
+        overlap: What to do when another turn runs.
+        takes_answer: The sender's wire can pass on an answer that is no stream.
+    """
+
+    session: SessionId
+    turn: TurnId
+    body: SendBody
+    path: str
+    headers: CIMultiDict[str]
+    by: By
+    overlap: Overlap
+    takes_answer: bool = False
+
+    @property
+    def chat_path(self) -> str:
+        """The path without its query, which may hold secrets."""
+        return self.path.partition("?")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The turn is journalled.
+
+    Attributes:
+        session: Whose.
+        turn: Which.
+        before: Just before its ``turn-start``.
+        duplicate: It was begun by an earlier send.
+        opening: What the backend answers with; ``None`` where this send did not start the turn, or it was
+            cancelled before.
+    """
+
+    session: SessionId
+    turn: TurnId
+    before: Cursor
+    duplicate: bool = False
+    opening: asyncio.Future[Opening] | None = None
+
+
+class Sends:
+    """Accepts sends.
+
+    Args:
+        config: For policies and bounds.
+        journal: Where turns begin.
+        hub: Who is shown them.
+        lease: Whose they are.
+        turns: Where they run.
+        upstream: Whom they ask.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        journal: SessionJournal,
+        hub: Hub,
+        lease: Lease,
+        turns: RunningTurns,
+        upstream: UpstreamClient,
+    ) -> None:
+        self.draining = False
+        self._config = config
+        self._journal = journal
+        self._hub = hub
+        self._lease = lease
+        self._turns = turns
+        self._upstream = upstream
+
+    def refuse_when_full(self) -> None:
+        """Whether there is room for a send at all.
+
+        Raises:
+            Refusal: There is none, or the node stops.
+        """
+        if self.draining:
+            message = "unable to send; this node is stopping, another takes it"
+            raise Refusal(ErrorCode.DRAINING, message, retry_after_seconds=RETRY_AFTER_SECONDS)
+        if self._turns.budget.is_full:
+            message = "unable to send; this node holds as much of running turns as GATEWAY_MAX_BUFFER allows"
+            raise Refusal(ErrorCode.RATE_LIMITED, message, retry_after_seconds=RETRY_AFTER_SECONDS)
+
+    async def send(self, request: SendRequest, accepted: Callable[[Accepted], None]) -> Accepted:
+        """Ask for a turn; to be run to its end, also when its client is gone.
+
+        Args:
+            request: What for.
+            accepted: Called as soon as the turn is journalled, before anybody is shown a record of it.
+
+        Raises:
+            Refusal: Nothing was sent to the backend by this call.
+        """
+        start = Draft(RecordKind.TURN_START, self._start_members(request))
+        result = await self._begin(request, start)
+        outcome: Accepted
+        match result:
+            case Begun():
+                producer = self._turns.start(self._assignment(request, result))
+                outcome = _accepted(request, result.start, opening=producer.opening)
+                accepted(outcome)
+                self._hub.publish(request.session, (Record(result.start, request.turn, start),))
+                for other in result.waits_for:
+                    self._turns.cancel(request.session, other, request.by)
+            case BegunCancelled(cursor):
+                outcome = _accepted(request, cursor)
+                accepted(outcome)
+                self._hub.publish(request.session, ())
+                self._lease.release(request.session, request.turn)
+            case Duplicate(cursor):
+                running = self._turns.get(request.session, request.turn)
+                opening = None if running is None else running.opening
+                outcome = _accepted(request, cursor, duplicate=True, opening=opening)
+                accepted(outcome)
+            case Conflict() | Busy():
+                raise _refused(result)
+        return outcome
+
+    async def _begin(self, request: SendRequest, start: Draft) -> BeginResult:
+        self._lease.claim(request.session, request.turn)
+        try:
+            return await self._journal.begin(
+                request.session,
+                request.turn,
+                node=self._lease.node,
+                token=secrets.token_hex(8),
+                new_epoch=secrets.token_hex(8),
+                digest=_digest(request),
+                overlap=request.overlap,
+                path=request.chat_path,
+                user=request.by.user,
+                start=start,
+                cancelled=wire.turn_end(End(EndReason.CANCELLED, by=request.by)),
+            )
+        except (StoreUnavailable, StoreError) as error:
+            raise store_refusal(error) from error
+
+    def _start_members(self, request: SendRequest) -> bytes:
+        return turn_start(
+            request.body,
+            path=request.chat_path,
+            by=request.by,
+            at_milliseconds=time.time_ns() // 1_000_000,
+            max_bytes=self._config.max_event_bytes,
+        )
+
+    def _assignment(self, request: SendRequest, begun: Begun) -> Assignment:
+        def gate() -> Coroutine[object, object, bool] | None:
+            return self._wait_for_turn(request, begun) if begun.waits_for else None
+
+        return Assignment(
+            session=request.session,
+            turn=request.turn,
+            fence=begun.fence,
+            answer_id=request.body.answer_id(request.turn),
+            call=self._upstream.call(request.path, body=request.body.raw, headers=request.headers),
+            gate=gate,
+            takes_answer=request.takes_answer,
+        )
+
+    async def _wait_for_turn(self, request: SendRequest, begun: Begun) -> bool:
+        """An interrupting send goes to the backend when those it cancelled have let go of it."""
+        others = [self._turns.get(request.session, turn) for turn in begun.waits_for]
+        waiting = [producer.ended for producer in others if producer is not None]
+        if waiting:
+            await asyncio.wait(waiting, timeout=LET_GO_SECONDS)
+        give_up_at = time.monotonic() + self._config.outage_seconds
+        while True:
+            try:
+                return await self._journal.start(request.session, request.turn, begun.fence)
+            except StoreUnavailable:
+                if time.monotonic() > give_up_at:
+                    raise
+                await asyncio.sleep(START_RETRY_SECONDS)
+
+
+def _accepted(
+    request: SendRequest,
+    start: Cursor,
+    *,
+    duplicate: bool = False,
+    opening: asyncio.Future[Opening] | None = None,
+) -> Accepted:
+    before = Cursor(start.epoch, start.offset - 1)
+    return Accepted(request.session, request.turn, before, duplicate=duplicate, opening=opening)
+
+
+def _refused(result: Conflict | Busy) -> Refusal:
+    if isinstance(result, Conflict):
+        message = "unable to send; this turn id was used with another body, mint a new one"
+        return Refusal(ErrorCode.CONFLICT, message)
+    message = "unable to send; a turn of this session is running"
+    return Refusal(ErrorCode.BUSY, message, retry_after_seconds=RETRY_AFTER_SECONDS)
+
+
+def _digest(request: SendRequest) -> str:
+    return hashlib.sha256(request.path.encode() + b"\0" + request.body.raw).hexdigest()
+
+
+def store_refusal(error: StoreUnavailable | StoreError) -> Refusal:
+    """What a client is told when the store is away."""
+    return Refusal(ErrorCode.STORE_UNAVAILABLE, str(error), retry_after_seconds=RETRY_AFTER_SECONDS)
