@@ -8,9 +8,12 @@ This module turns what Redis answers into the nouns of ``core.model``; nothing a
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from gateway.core.model import (
     Cursor,
@@ -102,8 +105,7 @@ class Busy:
 BeginResult = Begun | BegunCancelled | Duplicate | Conflict | Busy
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(msgspec.Struct, frozen=True):
     """Journalled.
 
     Attributes:
@@ -235,6 +237,20 @@ class _Keys:
         return f"{self.prefix}tombstone:{digest}"
 
 
+@functools.lru_cache(maxsize=4096)
+def _session_keys(prefix: str, session: SessionId) -> _Keys:
+    digest = hashlib.sha256(session.encode()).digest()[:16]
+    start = f"{prefix}:{{{base64.urlsafe_b64encode(digest).decode().rstrip('=')}}}:"
+    return _Keys(meta=f"{start}meta", journal=f"{start}journal", turns=f"{start}turns", prefix=start)
+
+
+@functools.lru_cache(maxsize=4096)
+def _turn_keys(prefix: str, session: SessionId, turn: TurnId) -> tuple[str, ...]:
+    """What every append of a turn names."""
+    keys = _session_keys(prefix, session)
+    return keys.meta, keys.journal, keys.turns, keys.turn(turn)
+
+
 class SessionJournal:
     """The verbs of the journal, for any session.
 
@@ -289,7 +305,7 @@ class SessionJournal:
             _BEGIN,
             keys.all_of(turn, user),
             (
-                "", 0, new_epoch, turn, node, token, digest, overlap, self._ttl, path, user,
+                "", 0, new_epoch, turn, node, token, digest, overlap, self._ttl, path.encode(), user.encode(),
                 stored_kind(start), start.payload, stored_kind(cancelled), cancelled.payload,
             ),
         )  # fmt: skip
@@ -423,9 +439,10 @@ class SessionJournal:
             _READ, (keys.meta, keys.journal), (after, limit_bytes), reply_bytes=limit_bytes
         )
         text = epoch.decode()
+        fields = iter(found)
         records = tuple(
             _record(text, after + number, turn, kind, payload)
-            for number, (turn, kind, payload) in enumerate(found, start=1)
+            for number, (turn, kind, payload) in enumerate(zip(fields, fields, fields, strict=True), start=1)
         )
         return Page(text, last, base, records)
 
@@ -437,12 +454,9 @@ class SessionJournal:
         arguments: list[Argument],
         drafts: Sequence[Draft],
     ) -> AppendResult:
-        keys = self._keys(session)
         for draft in drafts:
             arguments += (stored_kind(draft), draft.payload)
-        reply = await self._store.writes.call(
-            script, (keys.meta, keys.journal, keys.turns, keys.turn(turn)), arguments
-        )
+        reply = await self._store.writes.call(script, _turn_keys(self._prefix, session, turn), arguments)
         match reply[0]:
             case b"APPENDED":
                 return Appended(reply[1].decode(), reply[2], reply[3], reply[4].decode())
@@ -456,9 +470,7 @@ class SessionJournal:
                 return Lost()
 
     def _keys(self, session: SessionId) -> _Keys:
-        digest = hashlib.sha256(session.encode()).digest()[:16]
-        prefix = f"{self._prefix}:{{{base64.urlsafe_b64encode(digest).decode().rstrip('=')}}}:"
-        return _Keys(meta=f"{prefix}meta", journal=f"{prefix}journal", turns=f"{prefix}turns", prefix=prefix)
+        return _session_keys(self._prefix, session)
 
 
 def milliseconds(seconds: float) -> int:
@@ -473,12 +485,23 @@ def stored_kind(draft: Draft) -> str:
 
 
 def _record(epoch: str, offset: int, turn: bytes, kind: bytes, payload: bytes) -> Record:
+    name, tag = _named(turn)
+    what, plain, ai_sdk, done = _read_kind(kind)
+    return Record(Cursor(epoch, offset, tag), name, Draft(what, payload, plain, ai_sdk, done))
+
+
+@functools.lru_cache(maxsize=4096)
+def _named(turn: bytes) -> tuple[TurnId, str]:
+    """A turn's id and tag; the same two for all its records."""
     name = TurnId(turn.decode())
-    letters = kind.decode()
-    draft = Draft(
-        RecordKind(letters[0]), payload, plain="p" in letters, ai_sdk="a" in letters, done="d" in letters
-    )
-    return Record(Cursor(epoch, offset, turn_tag(name)), name, draft)
+    return name, turn_tag(name)
+
+
+@functools.lru_cache(maxsize=64)
+def _read_kind(stored: bytes) -> tuple[RecordKind, bool, bool, bool]:
+    """What :func:`stored_kind` wrote: the kind, and the flags as :class:`Draft` takes them."""
+    letters = stored.decode()
+    return RecordKind(letters[0]), "p" in letters, "a" in letters, "d" in letters
 
 
 def _cursor(reply: list[Any], turn: TurnId) -> Cursor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 from collections import deque
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ class Lane:
             A future of the reply: nested lists of ``bytes`` and ``int``. It fails with
             :class:`StoreUnavailable` or :class:`StoreError`. Cancelling it does not take the call back.
         """
-        packed = _pack("EVALSHA", script.sha, len(keys), *keys, *arguments)
+        packed = _pack(2 + len(keys) + len(arguments), _called(script.sha, tuple(keys)), arguments)
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Any] = loop.create_future()
         call = _Call(script, packed, sum(map(len, packed)) + reply_bytes, loop.time(), reply)
@@ -238,7 +239,7 @@ class Lane:
 
     async def _load(self, connection: AbstractConnection) -> None:
         await connection.send_packed_command(
-            [part for script in self._scripts for part in _pack("SCRIPT", "LOAD", script.source)],
+            [part for script in self._scripts for part in _pack(2, _LOAD, (script.source,))],
             check_health=False,
         )
         for _ in self._scripts:
@@ -294,21 +295,43 @@ def _stopping() -> StoreUnavailable:
     return StoreUnavailable("unable to use the store; the gateway is stopping")
 
 
-def _pack(*arguments: Argument) -> list[bytes]:
-    """A command as the protocol writes it; large arguments are not copied."""
-    head: list[bytes] = []
+def _pack(count: int, command: bytes, arguments: Sequence[Argument]) -> list[bytes]:
+    """A command as the protocol writes it; large arguments are not copied.
+
+    Args:
+        count: Of the arguments, and of what stands in ``command`` behind its name.
+        command: Its name and its first arguments, packed.
+        arguments: The rest.
+    """
+    head: list[bytes] = [b"*%d\r\n" % (1 + count), command]
     parts: list[bytes] = []
-    head.append(b"*%d\r\n" % len(arguments))
     for argument in arguments:
-        data = argument if isinstance(argument, bytes) else str(argument).encode()
-        head.append(b"$%d\r\n" % len(data))
-        if len(data) > 16_384:  # noqa: PLR2004 - below it a copy is cheaper than a part
-            parts += (b"".join(head), data)
-            head = [b"\r\n"]
+        if not isinstance(argument, bytes):
+            head.append(_packed(argument))
+        elif len(argument) <= 16_384:  # noqa: PLR2004 - below it a copy is cheaper than a part
+            head.append(b"$%d\r\n%b\r\n" % (len(argument), argument))
         else:
-            head += (data, b"\r\n")
+            head.append(b"$%d\r\n" % len(argument))
+            parts += (b"".join(head), argument)
+            head = [b"\r\n"]
     parts.append(b"".join(head))
     return parts
+
+
+@functools.lru_cache(maxsize=8192)
+def _packed(argument: str | int) -> bytes:
+    """Kept: a turn sends the same ids and words with each append. What may be long comes as bytes."""
+    data = str(argument).encode()
+    return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
+_LOAD = _packed("SCRIPT") + _packed("LOAD")
+
+
+@functools.lru_cache(maxsize=4096)
+def _called(sha: str, keys: tuple[str, ...]) -> bytes:
+    """The head of an EVALSHA; a turn's appends all have the same one."""
+    return b"".join(map(_packed, ("EVALSHA", sha, len(keys), *keys)))
 
 
 class Store:

@@ -694,6 +694,17 @@ async def test_a_page_is_bounded_by_bytes(bench: Bench, size: int) -> None:
     assert (await bench.journal.read(SESSION, after=after)).records == ()
 
 
+async def test_a_page_is_bounded_where_its_records_grow(bench: Bench) -> None:
+    """The small ones say nothing of those behind them: an answer's deltas, then its images."""
+    await bench.begin("t1")
+    sizes = [10] * 30 + [3000] * 30
+    await bench.append("t1", 0, [Draft(RecordKind.CHUNK, b"x" * size) for size in sizes])
+    page = await bench.journal.read(SESSION, after=1, limit_bytes=6000)
+    read = [len(record.draft.payload) for record in page.records]
+    assert read == sizes[: len(read)]
+    assert sum(read[:-1]) < 6000 <= sum(read) + 64 * len(read)
+
+
 async def test_a_read_stops_before_a_hole(bench: Bench) -> None:
     """A gap is never passed on as if nothing were missing."""
     await bench.begin("t1")

@@ -1,6 +1,9 @@
 """The nouns: ids, positions in a journal, records, how a turn ends, and the errors people are told.
 
 One word per thing, the same in code, on the wire, in logs, metrics and docs (docs/architecture.md).
+
+A frozen value that is made for every chunk is a msgspec struct, made some five times as fast as a frozen
+dataclass; all others are dataclasses.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ import unicodedata
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import NewType
+
+import msgspec
 
 SessionId = NewType("SessionId", str)
 """One conversation: the AI SDK's ``chatId``. Checked by :func:`session_id`."""
@@ -206,8 +211,7 @@ def turn_tag(turn: TurnId) -> str:
     return hashlib.sha256(turn.encode()).hexdigest()[:_TAG_LENGTH]
 
 
-@dataclass(frozen=True, slots=True)
-class Cursor:
+class Cursor(msgspec.Struct, frozen=True):
     """A place in a session, opaque to clients, handed back to continue after it.
 
     Attributes:
@@ -250,8 +254,7 @@ class RecordKind(StrEnum):
     TURN_END = "e"
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(msgspec.Struct, frozen=True):
     """A record before the journal gave it an offset.
 
     Attributes:

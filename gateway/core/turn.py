@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from enum import StrEnum, auto
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from gateway.core.model import By, Draft, EndCode, EndReason, TurnError
 from gateway.core.uistream import DONE, Chunk, ChunkType, OpenParts, read_chunk
 
@@ -40,8 +42,7 @@ class TurnState(StrEnum):
     ENDED = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(msgspec.Struct, frozen=True):
     """Journal these, in this order."""
 
     drafts: tuple[Draft, ...]
@@ -178,6 +179,10 @@ class Turn:
                 return []
 
     def _saw(self, chunk: Chunk) -> None:
+        if chunk.type is ChunkType.OTHER:
+            # Nearly every chunk is a delta.
+            self._only_data_so_far = False
+            return
         if chunk.type is ChunkType.START and self._only_data_so_far:
             self._ai_sdk = True
         self._only_data_so_far = self._only_data_so_far and chunk.type is ChunkType.DATA

@@ -51,17 +51,22 @@ class _Head(msgspec.Struct):
 
 
 class _Typed(msgspec.Struct):
+    """As :class:`_Head`, where one of its members is of another type than the SDK's."""
+
     type: str
+    id: msgspec.Raw = msgspec.Raw()
+    messageId: msgspec.Raw = msgspec.Raw()  # noqa: N815 - the SDK's own key
+    errorText: msgspec.Raw = msgspec.Raw()  # noqa: N815 - the SDK's own key
 
 
 _head = msgspec.json.Decoder(_Head)
 _typed = msgspec.json.Decoder(_Typed)
+_text = msgspec.json.Decoder(str)
 _anything = msgspec.json.Decoder(msgspec.Raw)
 _types = {member.value: member for member in ChunkType if member is not ChunkType.OTHER}
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True):
     """One upstream event, looked at.
 
     Attributes:
@@ -108,10 +113,18 @@ def _read_head(data: bytes) -> _Head:
         # What stands behind the wrong type has not been looked at.
         decode(_anything, data)
     try:
-        # An `error` whose text is an object is an error all the same.
-        return _Head(decode(_typed, data).type)
+        head = decode(_typed, data)
     except WrongShape:
         return _Head("")
+    # An `error` whose text is an object is an error all the same.
+    return _Head(head.type, _string(head.id), _string(head.messageId), _string(head.errorText))
+
+
+def _string(value: msgspec.Raw) -> str | None:
+    try:
+        return decode(_text, bytes(value)) if value else None
+    except WrongShape:
+        return None
 
 
 def _plain_draft(event: ServerSentEvent, members: bytes) -> Draft:

@@ -98,6 +98,12 @@ def test_no_chunk_is_changed_but_a_start(members: dict[str, object], kind: str, 
         assert payload == data
 
 
+def test_a_start_whose_other_members_are_odd_keeps_its_message_id() -> None:
+    """A second one would win in every parser, and the devices would disagree with the backend."""
+    for data in (b'{"id":[],"messageId":"","type":"start"}', b'{"type":"start","id":7,"messageId":"a"}'):
+        assert read(data).draft.payload == data
+
+
 @pytest.mark.parametrize(
     ("data", "kind", "part", "error_text"),
     [
@@ -109,6 +115,8 @@ def test_no_chunk_is_changed_but_a_start(members: dict[str, object], kind: str, 
         (b'{"type":"finish"}', ChunkType.FINISH, "", ""),
         (b'{"type":"start","type":"finish"}', ChunkType.FINISH, "", ""),
         (b'{"type":"finish","id":5}', ChunkType.FINISH, "", ""),
+        (b'{"type":"text-end","id":"t1","errorText":5}', ChunkType.TEXT_END, "t1", ""),
+        (b'{"type":"error","id":5,"errorText":"no"}', ChunkType.ERROR, "", "no"),
         (b'{"type":"error","errorText":"no"}', ChunkType.ERROR, "", "no"),
         (b'{"type":"error","errorText":"\\ud83d"}', ChunkType.ERROR, "", "\ufffd"),
         (b'{"type":"error","errorText":{"code":1}}', ChunkType.ERROR, "", ""),
