@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvloop
+from hypothesis import settings
 
 from gateway.app import Node
 from gateway.config import Config
 from tests.support.valkey import running_valkey
+
+# Without a deadline: a busy machine must not fail a property. In CI the same examples every time: what a
+# random search finds there, nobody can tell from what the change broke.
+settings.register_profile(
+    "gateway", deadline=None, database=None, max_examples=80, derandomize="CI" in os.environ
+)
+settings.load_profile("gateway")
 
 if TYPE_CHECKING:
     import asyncio

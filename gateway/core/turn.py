@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gateway.core.model import By, Draft, EndCode, EndReason, TurnError
-from gateway.core.uistream import DONE, Chunk, ChunkType, OpenParts, read_chunk
+from gateway.core.uistream import DONE, Chunk, ChunkType, OpenParts, read_chunk, start_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -93,6 +93,8 @@ class Turn:
         self.finished = False
         """``finish`` was seen: whatever happens to the body from now on, the answer is whole."""
         self._message_id = message_id
+        self._message_has_begun = False
+        self._leave_unnamed = False
         self._bytes_left = max_bytes
         self._ai_sdk = False
         self._only_data_so_far = True
@@ -121,7 +123,9 @@ class Turn:
             if event.data == DONE:
                 self._done = True
                 break
-            chunk = read_chunk(event, message_id=self._message_id)
+            chunk = read_chunk(event, message_id=None if self._leave_unnamed else self._message_id)
+            if not self._message_has_begun:
+                drafts += self._name_message(chunk)
             self._bytes_left -= len(chunk.draft.payload)
             if self._bytes_left < 0:
                 message = "the answer is larger than GATEWAY_MAX_TURN"
@@ -131,6 +135,18 @@ class Turn:
             drafts.append(chunk.draft)
         effects = _append(drafts)
         return [*effects, self._classified()] if self._done else effects
+
+    def _name_message(self, chunk: Chunk) -> list[Draft]:
+        """The message must have its name when its first part comes: named later, it would be a second one."""
+        if chunk.type is ChunkType.START:
+            self._message_has_begun = True
+        elif chunk.makes_message:
+            self._message_has_begun = True
+            if self._ai_sdk:
+                return [start_chunk(self._message_id)]
+            # Data of who knows what; should a `start` follow, it is too late for a name.
+            self._leave_unnamed = True
+        return []
 
     def body_ended(self) -> list[Effect]:
         """The backend's answer ended as HTTP says it should."""

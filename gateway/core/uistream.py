@@ -1,7 +1,8 @@
 """What must be known of an AI SDK chunk, and no more (``ai`` 5, 6 and 7).
 
-A chunk is passed on byte for byte. Three strict additions are made here: a ``start`` without ``messageId``
-gets one, parts that a cancel left open are closed, and an end is told as the chunk the SDK understands.
+A chunk is passed on byte for byte. Strict additions are made here: a ``start`` without ``messageId`` gets
+one, a message that begins before any ``start`` gets a ``start``, parts that a cancel left open are closed, and
+an end is told as the chunk the SDK understands.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class _Head(msgspec.Struct):
     id: str | None = None
     messageId: str | None = None  # noqa: N815 - the SDK's own key
     errorText: str | None = None  # noqa: N815 - the SDK's own key
+    transient: bool = False
 
 
 class _Typed(msgspec.Struct):
@@ -57,6 +59,7 @@ class _Typed(msgspec.Struct):
     id: msgspec.Raw = msgspec.Raw()
     messageId: msgspec.Raw = msgspec.Raw()  # noqa: N815 - the SDK's own key
     errorText: msgspec.Raw = msgspec.Raw()  # noqa: N815 - the SDK's own key
+    transient: msgspec.Raw = msgspec.Raw()
 
 
 _head = msgspec.json.Decoder(_Head)
@@ -74,20 +77,25 @@ class Chunk(msgspec.Struct, frozen=True):
         type: What it means to the turn; ``OTHER`` for most, and for what is no JSON.
         part: The id of the part that it opens or closes.
         error_text: What an ``error`` chunk says.
+        makes_message: ``useChat`` shows a message from here on, named at random if no ``start`` named it.
     """
 
     draft: Draft
     type: ChunkType = ChunkType.OTHER
     part: str = ""
     error_text: str = ""
+    makes_message: bool = False
 
 
-def read_chunk(event: ServerSentEvent, *, message_id: str) -> Chunk:
+_NO_MESSAGE = frozenset({ChunkType.START, ChunkType.FINISH, ChunkType.ERROR, ChunkType.ABORT})
+
+
+def read_chunk(event: ServerSentEvent, *, message_id: str | None) -> Chunk:
     """Look at one event of the backend.
 
     Args:
         event: Any event but ``[DONE]``.
-        message_id: Given to a ``start`` that has none.
+        message_id: Given to a ``start`` that has none; ``None``: it stays as it is.
     """
     try:
         head = _read_head(event.data)
@@ -95,10 +103,21 @@ def read_chunk(event: ServerSentEvent, *, message_id: str) -> Chunk:
         return Chunk(_plain_draft(event, b'"text":' + encode(event.data.decode("utf-8", "replace"))))
     payload = one_line(event.data)
     kind = _types.get(head.type) or (ChunkType.DATA if head.type.startswith("data-") else ChunkType.OTHER)
-    if kind is ChunkType.START and head.messageId is None:
+    if kind is ChunkType.START and head.messageId is None and message_id is not None:
         payload = _with_message_id(payload, message_id)
     draft = _plain_draft(event, b'"data":' + payload) if event.event else Draft(RecordKind.CHUNK, payload)
-    return Chunk(draft, type=kind, part=head.id or "", error_text=head.errorText or "")
+    return Chunk(
+        draft,
+        type=kind,
+        part=head.id or "",
+        error_text=head.errorText or "",
+        makes_message=bool(head.type) and kind not in _NO_MESSAGE and not head.transient,
+    )
+
+
+def start_chunk(message_id: str) -> Draft:
+    """The ``start`` that a backend leaves out, or sends too late to name the message."""
+    return Draft(RecordKind.CHUNK, encode({"type": "start", "messageId": message_id}))
 
 
 def _read_head(data: bytes) -> _Head:
@@ -117,7 +136,8 @@ def _read_head(data: bytes) -> _Head:
     except WrongShape:
         return _Head("")
     # An `error` whose text is an object is an error all the same.
-    return _Head(head.type, _string(head.id), _string(head.messageId), _string(head.errorText))
+    transient = bytes(head.transient) == b"true"
+    return _Head(head.type, _string(head.id), _string(head.messageId), _string(head.errorText), transient)
 
 
 def _string(value: msgspec.Raw) -> str | None:

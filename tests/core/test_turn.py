@@ -193,6 +193,32 @@ def test_a_start_without_an_id_gets_the_turns() -> None:
     assert payloads(effects) == [b'{"type":"start","messageId":"m9"}']
 
 
+NAME = b'{"type":"start","messageId":"m-turn"}'
+BARE = b'{"type":"start"}'
+SECRET = b'{"type":"data-x","data":1,"transient":true}'
+
+
+@pytest.mark.parametrize(
+    ("steps", "journalled"),
+    [
+        pytest.param(["opened", DATA, DATA, BARE, OPEN], [NAME, DATA, DATA, NAME, OPEN], id="late start"),
+        pytest.param(["opened", OPEN, DELTA], [NAME, OPEN, DELTA], id="no start at all"),
+        pytest.param(["opened", SECRET, BARE, DATA], [SECRET, NAME, DATA], id="transient data shows nothing"),
+        pytest.param(["opened", DATA, START], [NAME, DATA, START], id="a start of the backend's own stays"),
+        pytest.param(["opened", START, DATA, BARE], [START, DATA, NAME], id="begun by a start"),
+        pytest.param(["opened", ERROR], [ERROR], id="an error alone is no message"),
+        pytest.param(["opened", FINISH], [FINISH], id="an end alone is no message"),
+        pytest.param(["opened plain", DATA, BARE], [DATA, BARE], id="begun unnamed, before it was an SDK's"),
+        pytest.param(["opened plain", SECRET, BARE], [SECRET, NAME], id="not begun yet"),
+        pytest.param(["opened plain", PLAIN, DELTA], [b'"text":"hello"', DELTA], id="no SDK"),
+    ],
+)
+def test_a_message_is_named_before_its_first_part(steps: list[Step], journalled: list[bytes]) -> None:
+    """Named later, `useChat` makes a second message of what follows, and the first stays as an orphan."""
+    turn = Turn(message_id="m-turn", max_bytes=10_000)
+    assert payloads(play(turn, steps)) == journalled
+
+
 def test_what_was_read_together_is_appended_together() -> None:
     """One append per read, however many chunks were in it; what follows `[DONE]` is not the answer."""
     turn = Turn(message_id="m", max_bytes=10_000)
@@ -284,6 +310,9 @@ def _type(data: bytes) -> object:
     return value.get("type") if isinstance(value, dict) else None
 
 
+NAMED = b'{"type":"start","messageId":"m"}'
+
+
 class TurnLife(RuleBasedStateMachine):
     """Every order of inputs: an adversary holds the backend, the clients and the node."""
 
@@ -331,7 +360,8 @@ class TurnLife(RuleBasedStateMachine):
             assert len(self.journal) == had
         elif not self.ends:
             assert DONE not in data
-            assert len(self.journal) - had == len(data)
+            assert sum(one != NAMED for one in self.journal[had:]) == len(data)
+        assert self.journal.count(NAMED) <= bool(self.ai_sdk), "a message is named once, in an SDK's stream"
 
     @rule()
     def body_ended(self) -> None:

@@ -134,7 +134,32 @@ def test_a_start_whose_other_members_are_odd_keeps_its_message_id() -> None:
 )
 def test_what_matters_to_a_turn_is_seen(data: bytes, kind: ChunkType, part: str, error_text: str) -> None:
     """A turn's end is told by its chunks, whatever else stands in them."""
-    assert read(data) == Chunk(Draft(RecordKind.CHUNK, data), kind, part, error_text)
+    chunk = read(data)
+    assert chunk.draft == Draft(RecordKind.CHUNK, data)
+    assert (chunk.type, chunk.part, chunk.error_text) == (kind, part, error_text)
+
+
+@pytest.mark.parametrize(
+    ("data", "makes"),
+    [
+        (b'{"type":"text-start","id":"t"}', True),
+        (b'{"type":"start-step"}', True),
+        (b'{"type":"data-weather","data":1}', True),
+        (b'{"type":"data-weather","data":1,"transient":false}', True),
+        (b'{"type":"data-weather","data":1,"transient":true}', False),
+        (b'{"type":"data-weather","id":7,"transient":true}', False),
+        (b'{"type":"data-weather","transient":1}', True),
+        (b'{"type":"start"}', False),
+        (b'{"type":"finish"}', False),
+        (b'{"type":"error","errorText":"x"}', False),
+        (b'{"type":"abort"}', False),
+        (b'{"choices":[]}', False),
+        (b"hello", False),
+    ],
+)
+def test_what_begins_a_message_is_seen(data: bytes, *, makes: bool) -> None:
+    """`useChat` makes one for everything it shows; a message that is only an error is none."""
+    assert read(data).makes_message is makes
 
 
 @pytest.mark.parametrize(

@@ -438,12 +438,9 @@ async def test_a_continuation_keeps_its_message(make_node: MakeNode, major: Majo
     assert part_of(after[0]["messages"][1], "tool-askUser")["output"] == {"answer": 42}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="data before `start` makes a message of its own until core inserts a start"
-)
 @majors
 async def test_data_before_the_start_makes_no_message_of_its_own(make_node: MakeNode, major: Major) -> None:
-    """An id in the later `start` alone renames the message, and what came before it stays behind."""
+    """Named in the later `start` alone, what came before it would stay behind as a message of its own."""
     async with Backend(major) as backend, ChatClient(major) as client:
         node = await make_node(backend.url)
         await client.mount(f"{backend.url}/api/chat", "c1", chat="straight")
