@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from gateway.config import Config
     from gateway.core.turn import Effect
-    from gateway.journal import Fence
+    from gateway.outcomes import Fence
 
 log = structlog.get_logger(__name__)
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gateway.core.model import Record, SessionId
-    from gateway.journal import Page, SessionJournal
+    from gateway.journal import SessionJournal
+    from gateway.outcomes import Page
 
 log = structlog.get_logger(__name__)
 

@@ -30,14 +30,15 @@ from gateway.core.model import (
 )
 from gateway.core.turn import AbortUpstream, Append, Effect, End, Turn
 from gateway.core.wire import turn_end
-from gateway.journal import Appended, Behind, Ended, SessionJournal
 from gateway.opening import Answered, NotOpened, Opening
+from gateway.outcomes import Appended, Behind, Ended
 from gateway.store import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gateway.config import Config
+    from gateway.journal import SessionJournal
 
 log = structlog.get_logger(__name__)
 

@@ -26,15 +26,7 @@ from gateway.core.model import (
 )
 from gateway.core.sendbody import turn_start
 from gateway.core.turn import End
-from gateway.journal import (
-    BeginResult,
-    Begun,
-    BegunCancelled,
-    Busy,
-    Conflict,
-    Duplicate,
-    SessionJournal,
-)
+from gateway.outcomes import BeginResult, Begun, BegunCancelled, Busy, Conflict, Duplicate
 from gateway.store import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -45,6 +37,7 @@ if TYPE_CHECKING:
     from gateway.config import Config
     from gateway.core.sendbody import SendBody
     from gateway.hub import Hub
+    from gateway.journal import SessionJournal
     from gateway.lease import Lease
     from gateway.opening import Opening
     from gateway.turns import RunningTurns

@@ -33,14 +33,7 @@ from gateway.core.model import (
     turn_tag,
 )
 from gateway.core.turn import End
-from gateway.journal import (
-    Appended,
-    Cancelling,
-    Ended,
-    Look,
-    SessionJournal,
-    TurnLook,
-)
+from gateway.outcomes import Appended, Cancelling, Ended, Look, TurnLook
 from gateway.sends import RETRY_AFTER_SECONDS, Accepted, SendRequest, Sends, store_refusal
 from gateway.store import StoreError, StoreUnavailable
 
@@ -49,6 +42,7 @@ if TYPE_CHECKING:
 
     from gateway.config import Config
     from gateway.hub import Hub, Subscriber
+    from gateway.journal import SessionJournal
     from gateway.lease import Lease
     from gateway.turns import RunningTurns
     from gateway.upstream import UpstreamClient

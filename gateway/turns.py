@@ -10,7 +10,7 @@ from urllib.parse import quote
 import structlog
 
 from gateway.core.model import By, EndCode, EndReason, SessionId, TurnError, TurnId
-from gateway.journal import Cancelling
+from gateway.outcomes import Cancelling
 from gateway.producer import Budget, TurnProducer
 from gateway.store import StoreError, StoreUnavailable
 from gateway.upstream import UpstreamFailed

@@ -32,7 +32,8 @@ from gateway.core.model import (
     turn_tag,
 )
 from gateway.hub import Hub, Resync, Subscriber
-from gateway.journal import Appended, Begun, Fence, Look, Page, SessionJournal
+from gateway.journal import SessionJournal
+from gateway.outcomes import Appended, Begun, Fence, Look, Page
 from gateway.store import Store
 from tests.support.valkey import running_valkey
 

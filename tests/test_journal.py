@@ -14,7 +14,7 @@ import uvloop
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gateway import journal, lease
+from gateway import journal, lease, outcomes
 from gateway.core.model import (
     Cursor,
     Draft,
@@ -25,7 +25,8 @@ from gateway.core.model import (
     TurnId,
     turn_tag,
 )
-from gateway.journal import (
+from gateway.journal import SessionJournal
+from gateway.outcomes import (
     Appended,
     AppendResult,
     BeginResult,
@@ -42,7 +43,6 @@ from gateway.journal import (
     Fenced,
     Lost,
     NotYet,
-    SessionJournal,
 )
 from gateway.store import Store
 from tests.support.valkey import running_cluster_valkey, running_valkey
@@ -893,7 +893,7 @@ class Model:
 
     @property
     def running(self) -> set[str]:
-        return {name for name, turn in self.turns.items() if turn.state in journal.RUNNING_STATES}
+        return {name for name, turn in self.turns.items() if turn.state in outcomes.RUNNING_STATES}
 
     def begin(self, name: str, overlap: Overlap) -> str:
         turn = self.turns[name]

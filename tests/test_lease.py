@@ -14,8 +14,9 @@ import redis
 
 from gateway import journal, lease, store
 from gateway.core.model import Draft, NodeId, Overlap, RecordKind, SessionId, TurnId
-from gateway.journal import Appended, Begun, Fenced, SessionJournal
+from gateway.journal import SessionJournal
 from gateway.lease import Lease
+from gateway.outcomes import Appended, Begun, Fenced
 from gateway.store import Store, StoreError
 from tests.support.valkey import running_valkey
 

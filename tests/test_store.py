@@ -14,7 +14,8 @@ import redis
 
 from gateway import journal, lease, store
 from gateway.core.model import Draft, NodeId, Overlap, RecordKind, SessionId, TurnId
-from gateway.journal import Appended, Begun, Cancelling, Ended, SessionJournal
+from gateway.journal import SessionJournal
+from gateway.outcomes import Appended, Begun, Cancelling, Ended
 from gateway.store import Lane, Script, Store, StoreError, StoreUnavailable, load_script
 from tests.support.valkey import free_port, running_valkey
 

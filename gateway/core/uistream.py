@@ -1,8 +1,8 @@
 """What must be known of an AI SDK chunk, and no more (``ai`` 5, 6 and 7).
 
 A chunk is passed on byte for byte. Strict additions are made here: a ``start`` without ``messageId`` gets
-one, a message that begins before any ``start`` gets a ``start``, parts that a cancel left open are closed, and
-an end is told as the chunk the SDK understands.
+one, a message that begins before any ``start`` gets a ``start``, parts that a cancel left open are closed,
+and an end is told as the chunk the SDK understands.
 """
 
 from __future__ import annotations
