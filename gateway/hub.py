@@ -46,20 +46,16 @@ class Resync(Exception):
 
 
 class Subscriber:
-    """One client's attachment to one session. Made by :meth:`Hub.subscribe`; close it when done.
-
-    Attributes:
-        wake: Called when there may be something to pull; must not block.
-    """
+    """One client's attachment to one session. Made by :meth:`Hub.subscribe`; close it when done."""
 
     __slots__ = (
         "_attachment", "_caught_up_at", "_hub", "_known_epoch", "_looked_at", "_retry", "_seen_bytes",
-        "_tail", "carrier", "wake",
+        "_tail", "_wake", "carrier",
     )  # fmt: skip
 
     def __init__(self, hub: Hub, tail: Tail, wake: Callable[[], None], carrier: str) -> None:
-        self.wake = wake
         self.carrier = carrier
+        self._wake = wake
         self._hub = hub
         self._tail = tail
         self._attachment: Attachment | None = None
@@ -73,6 +69,10 @@ class Subscriber:
     def session(self) -> SessionId:
         """Whose records it gets."""
         return self._tail.session
+
+    def wake(self) -> None:
+        """There may be something to pull."""
+        self._wake()
 
     @property
     def offset(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from gateway.core.model import Record, SessionId
 
@@ -14,15 +14,13 @@ TAIL_BYTES = 256 * 1024
 
 
 class Waiting(Protocol):
-    """Somebody to be woken.
+    """Somebody to be woken."""
 
-    Attributes:
-        wake: Called when there may be something new; must not block.
-        carrier: What it is attached by.
-    """
-
-    wake: Callable[[], None]
     carrier: str
+    """What it is attached by."""
+
+    def wake(self) -> None:
+        """There may be something new. Must not block."""
 
 
 class Tail:
