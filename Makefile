@@ -8,7 +8,7 @@ SHELL := /bin/bash
 # 3.13 when it can be found, also where a version manager keeps it; 3.11 is the floor.
 PYTHON ?= $(shell for candidate in python3.13 "$$HOME"/.pyenv/versions/3.13*/bin/python3.13 python3.14 python3.12 python3.11 python3; do \
 	"$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$candidate"; break; }; done)
-VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VERSION := $(if $(PYTHON),$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null))
 VENV ?= .venv
 BIN := $(VENV)/bin
 NODE := tests/node
@@ -22,7 +22,7 @@ setup: $(VENV)/.installed-$(VERSION) ## Install the gateway and its tools into .
 
 # Another PYTHON makes the environment anew.
 $(VENV)/.installed-$(VERSION): requirements/dev.txt pyproject.toml
-	@test -n "$(VERSION)" || { echo "unable to find Python 3.11 or newer; install it, or say PYTHON=/path/to/python"; exit 1; }
+	@test -n "$(VERSION)" || { echo "unable to find Python 3.11 or newer with venv (Debian, Ubuntu: python3-venv); install it, or say PYTHON=/path/to/python"; exit 1; }
 	@echo "Installing into $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt

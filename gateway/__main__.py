@@ -11,7 +11,7 @@ import structlog
 import uvloop
 
 from gateway.app import serve
-from gateway.config import Config, ConfigError, load_config, misspelt_variables, settings_table
+from gateway.config import Config, ConfigError, load_config, misspelt_variables, settings_table, shown_default
 from gateway.core.model import GatewayError
 from gateway.demo.backend import serve_backend
 from gateway.telemetry import set_up_logging
@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("unable to start; these settings are wrong:", file=sys.stderr)
         for problem in error.problems:
             print(f"  {problem}", file=sys.stderr)
+        for name, meant in misspelt_variables().items():
+            print(f"  {name} is no setting; is {meant} meant?", file=sys.stderr)
         print("`session-gateway --help` lists all settings.", file=sys.stderr)
         return BAD_SETTINGS
     except GatewayError as error:
@@ -68,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
 def _settings_text() -> str:
     lines = []
     for field in Config.model_fields.values():
-        lines += [f"  {field.validation_alias}", f"      {field.description}"]
+        default = "required" if field.is_required() else f"default: {shown_default(field.default) or 'none'}"
+        lines += [f"  {field.validation_alias}  ({default})", f"      {field.description}"]
     return "\n".join(lines)
 
 
@@ -84,12 +87,14 @@ def _run(config: Config) -> int:
 
 
 def _run_demo() -> int:
+    def started(address: str) -> None:
+        print(f"\n  Session Gateway demo: open http://{address} in a browser. Ctrl-C ends it.\n", flush=True)
+
     async def demo() -> str | None:
         async with serve_backend("127.0.0.1", 0) as port:
             config = load_config(upstream=f"http://127.0.0.1:{port}")
             set_up_logging(config.log_level, config.log_format)
-            print(f"\n  Session Gateway demo: open http://{config.listen} in a browser. Ctrl-C ends it.\n")
-            return await serve(config)
+            return await serve(config, started)
 
     reason = uvloop.run(demo())
     if reason is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import signal
 from contextlib import AsyncExitStack
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 from aiohttp import web
+from aiohttp.http import SERVER_SOFTWARE
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway import journal, lease, telemetry
@@ -34,7 +36,7 @@ from gateway.turns import RunningTurns
 from gateway.upstream import UpstreamClient, make_client_session
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from gateway.config import ListenAddress
 
@@ -116,8 +118,12 @@ class Node:
         )
         await self._lease.check()
         self._keep(stack, self._lease.run(self._sessions.seal), "lease")
-        self.admin_address = await _listen(stack, self._admin_app(), config.admin_address)
-        self.address = await _listen(stack, self._client_app(Proxy(config, client)), config.listen_address)
+        self.admin_address = await _listen(
+            stack, self._admin_app(), config.admin_address, "GATEWAY_ADMIN_LISTEN"
+        )
+        self.address = await _listen(
+            stack, self._client_app(Proxy(config, client)), config.listen_address, "GATEWAY_LISTEN"
+        )
         log.info("node.started", node=self.id, listen=self.address, admin=self.admin_address)
         if config.auth is AuthMode.NONE:
             log.warning(
@@ -191,8 +197,9 @@ class Node:
             middlewares=[origin_middleware(policy, is_ours, lambda _: refused.inc())],
             client_max_size=config.max_body_bytes,
         )
-        app.router.add_route("*", "/{path:.*}", dispatch)
+        app.router.add_route("*", r"/{path:[\s\S]*}", dispatch)
         app.on_response_prepare.append(remove_added_headers)
+        app.on_response_prepare.append(_hide_server)
         app.on_response_prepare.append(cors_signal(policy, is_ours))
         app.on_shutdown.append(close_sockets)
         return app
@@ -236,13 +243,19 @@ def _asks_for_websocket(request: web.Request) -> bool:
     return request.method == "GET" and request.headers.get("Upgrade", "").lower() == "websocket"
 
 
+async def _hide_server(_: web.Request, response: web.StreamResponse) -> None:
+    """What the library says of itself is of use to nobody but who looks for its advisories."""
+    if response.headers.get("Server") == SERVER_SOFTWARE:
+        del response.headers["Server"]
+
+
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
 
 
-async def _listen(stack: AsyncExitStack, app: web.Application, address: ListenAddress) -> str:
+async def _listen(stack: AsyncExitStack, app: web.Application, address: ListenAddress, setting: str) -> str:
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -258,13 +271,20 @@ async def _listen(stack: AsyncExitStack, app: web.Application, address: ListenAd
     try:
         await web.TCPSite(runner, address.host, address.port, backlog=BACKLOG).start()
     except OSError as error:
-        raise ListenError(f"unable to listen on {address}; {error.strerror or error}") from error
+        why = os.strerror(error.errno).lower() if error.errno else str(error)
+        raise ListenError(
+            f"unable to listen on {address}; {why}; set {setting} to another address"
+        ) from error
     host, port, *_ = runner.addresses[0]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def serve(config: Config) -> str | None:
+async def serve(config: Config, started: Callable[[str], None] = lambda _: None) -> str | None:
     """Run a node until SIGTERM or SIGINT; a second signal ends its drain.
+
+    Args:
+        config: All settings.
+        started: Told the address, once clients can connect.
 
     Returns:
         Why it could not go on; ``None`` if it was asked to stop.
@@ -283,6 +303,7 @@ async def serve(config: Config) -> str | None:
         loop.add_signal_handler(number, stop)
     async with node:
         node.failed.add_done_callback(lambda _: asked.set())
+        started(node.address)
         await asked.wait()
         if node.failed.done():
             node.hurry()

@@ -341,6 +341,17 @@ class Config(BaseSettings):
             raise ValueError("must be host:port, such as 127.0.0.1:8080 or [::]:8080")
         return value
 
+    @field_validator("listen")
+    @classmethod
+    def _listens_elsewhere_than_the_backend(cls, value: str, info: ValidationInfo) -> str:
+        upstream = info.data.get("upstream")
+        if upstream is not None and ListenAddress(value).port == URL(upstream).port:
+            host = URL(upstream).host or ""
+            both_here = ListenAddress(value).is_loopback and ListenAddress(f"{host}:0").is_loopback
+            if both_here or host == ListenAddress(value).host:
+                raise ValueError("is where GATEWAY_UPSTREAM points to; requests would go round for ever")
+        return value
+
     @field_validator("redis_url")
     @classmethod
     def _redis_url_is_known(cls, value: str | None) -> str | None:
@@ -437,20 +448,22 @@ def settings_table() -> str:
     """The settings as a Markdown table."""
     rows = ["| name | default | |", "|---|---|---|"]
     for field in Config.model_fields.values():
-        default = "required" if field.is_required() else _shown(field.default)
-        rows.append(f"| `{field.validation_alias}` | {default} | {field.description} |")
+        default = shown_default(field.default)
+        shown = "required" if field.is_required() else default and f"`{default}`"
+        rows.append(f"| `{field.validation_alias}` | {shown} | {field.description} |")
     return "\n".join(rows)
 
 
-def _shown(default: object) -> str:
+def shown_default(default: object) -> str:
+    """A default as it is written in the environment; empty where there is none."""
     match default:
         case None | ():
             return ""
         case bool():
-            return f"`{str(default).lower()}`"
+            return str(default).lower()
         case tuple():
-            return f"`{','.join(default)}`"
+            return ",".join(default)
         case float():
-            return f"`{default:g}`"
+            return f"{default:g}"
         case _:
-            return f"`{default}`"
+            return str(default)

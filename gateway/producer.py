@@ -105,6 +105,7 @@ class TurnProducer:
         self._drafts: list[Draft] = []
         self._stored = 0
         self._bytes = 0
+        self._held_bytes = len(assignment.call.body)
         self._end: End | None = None
         self._dirty = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
@@ -121,14 +122,16 @@ class TurnProducer:
         """Do it all; returns when the turn has ended. Never raises for what a backend or Redis does."""
         self._reading = asyncio.create_task(self._answer.read(), name=f"read-{self.assignment.turn}")
         telemetry.running_turns.inc()
+        self._budget.used += self._held_bytes
+        telemetry.buffered_bytes.inc(self._held_bytes)
         reason: EndReason | None = None
         try:
             reason = await self._write()
         finally:
             self._let_go()
             telemetry.running_turns.dec()
-            self._budget.used -= self._bytes
-            telemetry.buffered_bytes.dec(self._bytes)
+            self._budget.used -= self._held_bytes
+            telemetry.buffered_bytes.dec(self._held_bytes)
             await self._stop_tasks()
             self.ended.set_result(reason)
             self._log_end(reason)
@@ -151,6 +154,7 @@ class TurnProducer:
                     self._drafts += drafts
                     size = sum(len(draft.payload) for draft in drafts)
                     self._bytes += size
+                    self._held_bytes += size
                     self._budget.used += size
                     telemetry.buffered_bytes.inc(size)
                 case AbortUpstream():

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from gateway.config import LogFormat, LogLevel
@@ -146,4 +147,10 @@ def set_up_logging(level: LogLevel, form: LogFormat) -> None:
     root.handlers = [handler]
     root.setLevel(level.upper())
     # One line per request would bury the one line per turn; the events that matter are logged by us.
+    logging.getLogger("aiohttp.server").addFilter(_is_no_malformed_request)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+
+
+def _is_no_malformed_request(record: logging.LogRecord) -> bool:
+    """What aiohttp says of one is an error with a traceback, and holds the header: a cookie, a token."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))

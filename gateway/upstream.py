@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import aiohttp
+import structlog
 from yarl import URL
 
 from gateway.core.model import EndCode, GatewayError, TurnError
@@ -33,8 +34,13 @@ CONNECT_TIMEOUT_SECONDS = 10.0
 MAX_INFLATED_BYTES = 256 * 1024
 """What one step of decompressing may yield, so that a bomb meets GATEWAY_MAX_EVENT and not our memory."""
 
+log = structlog.get_logger(__name__)
+
 _IDENTITY = frozenset({"identity", ""})
 _DEFLATED = frozenset({"gzip", "x-gzip", "deflate"})
+
+_AUTOMATIC_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+"""What aiohttp would add to a request that has none."""
 
 _sockets: ContextVar[list[socket.socket] | None] = ContextVar("sockets", default=None)
 
@@ -130,7 +136,8 @@ class UpstreamCall:
         self._session = session
         self._method = method
         self._url = url
-        self._body = body
+        self.body = body
+        """As it goes out."""
         self.headers = headers
         """End to end, as they go out."""
         self._header_timeout_seconds = header_timeout_seconds
@@ -147,12 +154,18 @@ class UpstreamCall:
         try:
             async with asyncio.timeout(seconds):
                 response = await self._session.request(
-                    self._method, self._url, data=self._body, headers=self.headers, allow_redirects=False
+                    self._method,
+                    self._url,
+                    data=self.body,
+                    headers=self.headers,
+                    allow_redirects=False,
+                    skip_auto_headers=_AUTOMATIC_HEADERS,
                 )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise UpstreamFailed(
-                EndCode.UPSTREAM_UNREACHABLE, f"unable to reach the backend; {error}"
-            ) from error
+            # Every client of the session reads it, so it does not say where the backend is.
+            log.warning("upstream.unreachable", error=str(error))
+            message = "unable to reach the backend; it does not accept connections"
+            raise UpstreamFailed(EndCode.UPSTREAM_UNREACHABLE, message) from error
         except TimeoutError as error:
             message = f"the backend did not start to answer within {seconds:g} s"
             raise UpstreamFailed(EndCode.UPSTREAM_TIMEOUT, message) from error

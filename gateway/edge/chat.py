@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import uuid
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -19,25 +18,23 @@ from aiohttp import web
 from gateway.config import Config, HttpDisconnect
 from gateway.core.model import (
     By,
-    ClientId,
     Cursor,
     ErrorCode,
     Refusal,
     SessionId,
     TurnId,
-    client_id,
     session_id,
     turn_id,
 )
 from gateway.core.rawjson import encode
 from gateway.core.sendbody import SendBody, read_body
 from gateway.core.uistream import STREAM_HEADER
-from gateway.edge.chatpaths import ChatEndpoint, ChatPaths, ChatTarget
+from gateway.edge.chatpaths import ChatEndpoint, ChatPaths, ChatTarget, named_client
 from gateway.edge.headers import downstream_headers, upstream_request_headers
 from gateway.edge.replies import failed_response, refusal_response
 from gateway.edge.turnstream import TurnStream
 from gateway.opening import Answered, NotOpened, Opening, Streaming
-from gateway.sends import Accepted, SendRequest
+from gateway.sends import RETRY_AFTER_SECONDS, Accepted, SendRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,6 +86,8 @@ class ChatWire:
         self._paths = paths
         self._proxy = proxy
         self._stream = TurnStream(config, sessions)
+        self._unread_bytes = 0
+        """Of bodies that are being read, on all connections."""
 
     async def handle(self, request: web.Request, target: ChatTarget) -> web.StreamResponse:
         """Answer one request for a chat path."""
@@ -111,7 +110,7 @@ class ChatWire:
     # -- the stop URL
 
     async def _post_stop(self, request: web.Request, session: SessionId) -> web.Response:
-        results = await self._sessions.cancel(session, None, self._by(request))
+        results = await self._sessions.cancel(session, None, By(client=named_client(request, "http")))
         told = [{"turn": turn, "result": result} for turn, result in results]
         return web.Response(body=encode({"success": True, "turns": told}), content_type="application/json")
 
@@ -145,7 +144,7 @@ class ChatWire:
                 host=request.headers.get("Host", ""),
                 ask_identity=True,
             ),
-            by=self._by(request),
+            by=By(client=named_client(request, "http")),
             overlap=self._config.overlap,
             takes_answer=True,
         )
@@ -160,20 +159,30 @@ class ChatWire:
             _release(accepted)
 
     async def _read_body(self, request: web.Request) -> bytes:
-        limit = self._config.max_body_bytes
         pieces: list[bytes] = []
         size = 0
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 async for piece in request.content.iter_any():
-                    size += len(piece)
-                    if size > limit:
-                        message = f"unable to read a body of more than {limit} bytes (GATEWAY_MAX_BODY)"
-                        raise Refusal(ErrorCode.TOO_LARGE, message)
                     pieces.append(piece)
+                    size += len(piece)
+                    self._unread_bytes += len(piece)
+                    self._check_room(size)
         except TimeoutError:
             raise web.HTTPRequestTimeout(text="unable to read the body; it came too slowly\n") from None
+        finally:
+            self._unread_bytes -= size
         return b"".join(pieces)
+
+    def _check_room(self, size: int) -> None:
+        if size > self._config.max_body_bytes:
+            message = (
+                f"unable to read a body of more than {self._config.max_body_bytes} bytes (GATEWAY_MAX_BODY)"
+            )
+            raise Refusal(ErrorCode.TOO_LARGE, message)
+        if self._unread_bytes > self._config.max_buffer_bytes:
+            message = "unable to read the body; all that arrive now are more than GATEWAY_MAX_BUFFER"
+            raise Refusal(ErrorCode.RATE_LIMITED, message, retry_after_seconds=RETRY_AFTER_SECONDS)
 
     async def _answer(self, request: web.Request, accepted: Accepted) -> web.StreamResponse:
         """The turn as the backend's answer to this very request."""
@@ -195,11 +204,9 @@ class ChatWire:
                 # Whoever is told now must not be told again after a reload.
                 await self._sessions.was_read(accepted.session, accepted.turn)
                 return failed_response(end.error, told)
-            case Streaming(status, headers):
+            case Streaming(status, headers) if not accepted.duplicate:
                 passed = downstream_headers(headers, reframed=True)
                 passed.popall("Content-Encoding", None)
-                if accepted.duplicate:
-                    passed.popall("Set-Cookie", None)
                 passed.update(told)
                 response = web.StreamResponse(status=status, headers=passed)
             case Answered():
@@ -217,11 +224,6 @@ class ChatWire:
         response = web.StreamResponse(headers={**_STREAM_HEADERS, **told})
         return await self._stream.write(request, response, accepted.session, accepted.turn, accepted.before)
 
-    def _by(self, request: web.Request) -> By:
-        named = request.query.get("client")
-        client = ClientId(f"http-{secrets.token_hex(6)}") if named is None else client_id(named)
-        return By(client=client)
-
 
 def _chat_body(raw: bytes, session_field: str) -> SendBody | None:
     """The body of a send; ``None`` for one of another kind, which is not ours to judge."""
@@ -231,8 +233,11 @@ def _chat_body(raw: bytes, session_field: str) -> SendBody | None:
 
 
 def _last_event_id(request: web.Request) -> Cursor | None:
+    """The place asked for; ``None`` for what is no cursor, such as an id that the backend once wrote."""
     text = request.headers.get("Last-Event-ID")
-    return None if not text else Cursor.parse(text)
+    with contextlib.suppress(Refusal):
+        return None if not text else Cursor.parse(text)
+    return None
 
 
 def _release(accepted: Accepted) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import secrets
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from gateway.core.model import bad_request, session_id
+from gateway.core.model import ClientId, Refusal, bad_request, client_id, session_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from aiohttp import web
 
     from gateway.core.model import SessionId
 
@@ -88,3 +92,17 @@ class ChatPaths:
         if target is None or target.endpoint is not ChatEndpoint.CHAT:
             raise bad_request(f"unable to send to {path!r:.200}; GATEWAY_CHAT_PATH does not name it")
         return path
+
+
+def named_client(request: web.Request, kind: str) -> ClientId:
+    """The client of a request for a chat path: ``?client=``, or one of our own.
+
+    The query is the app's, and so may be a ``client`` in it: only what can be an id is taken for one.
+
+    Args:
+        request: The request, or the handshake.
+        kind: What our own begins with.
+    """
+    with contextlib.suppress(Refusal):
+        return client_id(request.query.get("client", ""))
+    return ClientId(f"{kind}-{secrets.token_hex(6)}")

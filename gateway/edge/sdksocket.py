@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,11 +17,10 @@ from gateway.core.model import (
     Refusal,
     SessionId,
     TurnId,
-    client_id,
     session_id,
 )
 from gateway.core.sendbody import read_body
-from gateway.edge.replies import refusal_response
+from gateway.edge.chatpaths import named_client
 from gateway.edge.socket import handed_on
 from gateway.edge.socketloop import FRAME_BYTES, OpenSockets, SocketLoop
 from gateway.hub import Resync
@@ -59,11 +57,7 @@ class SdkWire:
 
     async def handle(self, request: web.Request, target: ChatTarget) -> web.StreamResponse:
         """Serve one socket."""
-        try:
-            named = request.query.get("client")
-            client = client_id(f"sdk-{secrets.token_hex(8)}" if named is None else named)
-        except Refusal as refusal:
-            return refusal_response(refusal)
+        client = named_client(request, "sdk")
         socket = SdkSocket(self, request, target.path, By(client=client))
         return await self._sockets.serve(socket)
 

@@ -92,7 +92,9 @@ class SessionSocket(SocketLoop):
         self._sessions = served_by.sessions
         self._by = by
         self._attached: dict[SessionId, Attached] = {}
-        self._sending: Counter[SessionId] = Counter()
+        self._sending: Counter[str] = Counter()
+        self._left: set[str] = set()
+        """Detached from while a send was under way, which must not attach them again."""
         self._taken: list[tuple[Subscriber, Sequence[Record]]] = []
         self.reply(
             wire.hello(
@@ -114,11 +116,24 @@ class SessionSocket(SocketLoop):
         match command:
             # These two take their time, and what comes behind them need not wait.
             case wire.Send():
-                await self.start(self._answered(command), "send")
+                # Counted from here on: a detach right behind it comes before the task's first step.
+                self._sending[command.session] += 1
+                self._left.discard(command.session)
+                await self.start(self._answered_send(command), "send")
             case wire.Cancel():
                 await self.start(self._answered(command), "cancel")
             case _:
                 await self._answered(command)
+
+    async def _answered_send(self, command: wire.Send) -> None:
+        try:
+            await self._answered(command)
+        finally:
+            self._sending[command.session] -= 1
+            if not self._sending[command.session]:
+                del self._sending[command.session]
+                self._left.discard(command.session)
+            self.pulse.wake()
 
     async def _answered(self, command: wire.Command) -> None:
         try:
@@ -126,7 +141,10 @@ class SessionSocket(SocketLoop):
                 case wire.Attach():
                     await self._attach(command)
                 case wire.Detach():
-                    self._detach(session_id(command.session))
+                    session = session_id(command.session)
+                    self._detach(session)
+                    if session in self._sending:
+                        self._left.add(session)
                     self.reply(wire.ok(command.id))
                 case wire.Send():
                     await self._send(command)
@@ -140,12 +158,14 @@ class SessionSocket(SocketLoop):
     async def _attach(self, command: wire.Attach) -> None:
         session = session_id(command.session)
         after = None if command.after is None else Cursor.parse(command.after)
+        self._left.discard(session)
         known = self._attached.get(session)
         if known is None:
             if len(self._attached) >= MAX_ATTACHED:
                 message = f"unable to attach to more than {MAX_ATTACHED} sessions on one socket; detach some"
                 raise Refusal(ErrorCode.RATE_LIMITED, message)
             attached = await self._sessions.attach(session, after, self.pulse.wake, carrier=CARRIER)
+            self._detach(session)  # a send may have attached meanwhile
         else:
             attached = await self._sessions.place(known.subscriber, after)
             self._taken = [
@@ -180,23 +200,15 @@ class SessionSocket(SocketLoop):
             by=self._by,
             overlap=overlap,
         )
-        # Until the reply is queued, no record of this session goes out: the reply comes first.
-        self._sending[session] += 1
-        try:
-            accepted = await self._sessions.send(request, accepted=lambda done: self._accepted(command, done))
-            if session not in self._attached:
-                attached = await self._sessions.attach(
-                    session, accepted.before, self.pulse.wake, carrier=CARRIER
-                )
-                if session in self._attached:  # another command was quicker
-                    attached.subscriber.close()
-                else:
-                    self._attached[session] = attached
-        finally:
-            self._sending[session] -= 1
-            if not self._sending[session]:
-                del self._sending[session]
-            self.pulse.wake()
+        # As long as the session is in `_sending`, no record of it goes out: the reply comes first.
+        accepted = await self._sessions.send(request, accepted=lambda done: self._accepted(command, done))
+        if session in self._attached or session in self._left:
+            return
+        attached = await self._sessions.attach(session, accepted.before, self.pulse.wake, carrier=CARRIER)
+        if session in self._attached or session in self._left:  # another command was quicker
+            attached.subscriber.close()
+        else:
+            self._attached[session] = attached
 
     def _accepted(self, command: wire.Send, accepted: Accepted) -> None:
         self.reply(
@@ -230,14 +242,20 @@ class SessionSocket(SocketLoop):
             try:
                 records = await subscriber.pull()
             except Resync as resync:
-                self._detach(session)
-                lost.append(wire.resync(session, resync.reason))
+                if self._is_attached(session, subscriber):
+                    self._detach(session)
+                    lost.append(wire.resync(session, resync.reason))
                 continue
-            if records:
+            # A detach may have been answered while the journal was read.
+            if records and self._is_attached(session, subscriber):
                 self._taken.append((subscriber, records))
                 size += sum(record.size for record in records)
         lines = [*self.take_replies(), *lost, *self._lines()]
         return [b"\n".join(lines)] if lines else []
+
+    def _is_attached(self, session: SessionId, subscriber: Subscriber) -> bool:
+        attached = self._attached.get(session)
+        return attached is not None and attached.subscriber is subscriber
 
     def _lines(self) -> list[bytes]:
         """The records taken, but for sessions whose send is not answered yet."""
