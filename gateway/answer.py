@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,6 +34,9 @@ SETTLE_SECONDS = 5.0
 REFUSAL_BYTES = 4096
 """What is kept of a refusal's body (docs/protocol.md)."""
 
+REFUSAL_SECONDS = 5.0
+"""How long these may take to come."""
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
@@ -45,7 +49,7 @@ class Assignment:
         answer_id: The message id for an answer that has none.
         call: The request to the backend, not sent yet.
         gate: Resolves when the turn may go to the backend; False: not at all.
-        takes_answer: Whether the sender's wire can pass on an answer that is no stream.
+        released: Of a wire that can pass on an answer that is no stream: set when it has, or will not.
     """
 
     session: SessionId
@@ -54,7 +58,12 @@ class Assignment:
     answer_id: str
     call: UpstreamCall
     gate: Callable[[], Coroutine[object, object, bool] | None]
-    takes_answer: bool
+    released: asyncio.Event | None
+
+    @property
+    def takes_answer(self) -> bool:
+        """Whether the sender's wire can pass on an answer that is no stream."""
+        return self.released is not None
 
 
 class Answer:
@@ -168,9 +177,11 @@ class Answer:
         head = b""
         is_refusal = response.status >= 300  # noqa: PLR2004 - not a success
         if is_refusal or not self._assignment.takes_answer:
-            async with asyncio.timeout(self._idle_seconds):
-                while len(head) < REFUSAL_BYTES and (data := await response.read()):
-                    head += data
+            # A body that hangs does not keep its status from the sender.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(self._idle_seconds, REFUSAL_SECONDS)):
+                    while len(head) < REFUSAL_BYTES and (data := await response.read()):
+                        head += data
         text = response.readable(head)[:REFUSAL_BYTES].decode("utf-8", "replace")
         if is_refusal:
             self.refusal = _kept(response, text)
@@ -183,8 +194,8 @@ class Answer:
         )
         self.resolve(answered)
         self._perform(self._turn.failed(_refusal(response, text.strip())))
-        if self._assignment.takes_answer:
-            await answered.released.wait()
+        if self._assignment.released is not None:
+            await self._assignment.released.wait()
 
 
 class _Silence:

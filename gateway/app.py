@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 import signal
@@ -55,6 +54,8 @@ MAX_HEADER_BYTES = 32 * 1024
 
 SHUTDOWN_SECONDS = 5.0
 READY_SECONDS = 2.0
+END_SECONDS = 5.0
+"""How long a task may take to end when it is told to; Python 3.11 loses some cancellations."""
 
 
 class ListenError(GatewayError):
@@ -236,7 +237,14 @@ class Node:
     def _keep(self, stack: AsyncExitStack, work: Coroutine[object, object, None], name: str) -> None:
         """Run something as long as the node lives."""
         task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._kept_ended)
         stack.push_async_callback(_end, task)
+
+    def _kept_ended(self, task: asyncio.Task[None]) -> None:
+        """Without a heartbeat, say, the node is not one: better to end than to go on as half of it."""
+        if not task.cancelled() and task.exception() is not None and not self.failed.done():
+            log.error("node.failed", task=task.get_name(), exc_info=task.exception())
+            self.failed.set_result(f"its task {task.get_name()!r} failed")
 
 
 def _asks_for_websocket(request: web.Request) -> bool:
@@ -251,8 +259,7 @@ async def _hide_server(_: web.Request, response: web.StreamResponse) -> None:
 
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    await asyncio.wait({task}, timeout=END_SECONDS)
 
 
 async def _listen(stack: AsyncExitStack, app: web.Application, address: ListenAddress, setting: str) -> str:

@@ -214,10 +214,10 @@ class SessionJournal:
         return result
 
     async def seal(
-        self, session: SessionId, turn: TurnId, *, node: NodeId, reason: str, end: Draft
+        self, session: SessionId, turn: TurnId, *, node: NodeId, reason: str, end: Draft, token: str = ""
     ) -> AppendResult:
         """End a turn whose node is gone; its fence is void from then on."""
-        arguments: list[Argument] = ["", 0, turn, 0, "", "", self._ttl, reason, node, b""]
+        arguments: list[Argument] = ["", 0, turn, token or 0, "", "", self._ttl, reason, node, b""]
         return await self._append(_END, session, turn, arguments, (end,))
 
     async def cancel(

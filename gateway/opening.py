@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ class Answered:
         headers: As they came.
         body: The body; may be read once. Raises :class:`~gateway.core.model.GatewayError` when it breaks off.
         kept: What is kept of a refusal, for a send that is repeated; empty for a success.
-        released: Set by the sender's wire when it has read, or will not read, the body.
     """
 
     status: int
@@ -40,7 +38,6 @@ class Answered:
     headers: CIMultiDictProxy[str]
     body: AsyncIterator[bytes]
     kept: bytes = b""
-    released: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,9 +132,9 @@ class TurnProducer:
             telemetry.running_turns.dec()
             self._budget.used -= self._held_bytes
             telemetry.buffered_bytes.dec(self._held_bytes)
-            await self._stop_tasks()
             self.ended.set_result(reason)
             self._log_end(reason)
+            await self._stop_tasks()
 
     def cancel(self, by: By) -> None:
         """A client asked for the end. Idempotent; :attr:`ended` tells when it is done."""

@@ -15,6 +15,7 @@ from gateway.core.model import (
     By,
     Cursor,
     Draft,
+    EndCode,
     EndReason,
     ErrorCode,
     Overlap,
@@ -22,6 +23,7 @@ from gateway.core.model import (
     RecordKind,
     Refusal,
     SessionId,
+    TurnError,
     TurnId,
 )
 from gateway.core.sendbody import turn_start
@@ -64,7 +66,7 @@ class SendRequest:
         headers: End to end, for the backend.
         by: Who.
         overlap: What to do when another turn runs.
-        takes_answer: The sender's wire can pass on an answer that is no stream.
+        released: Given by a wire that can pass on an answer that is no stream; set when it has, or will not.
     """
 
     session: SessionId
@@ -74,7 +76,7 @@ class SendRequest:
     headers: CIMultiDict[str]
     by: By
     overlap: Overlap
-    takes_answer: bool = False
+    released: asyncio.Event | None = None
 
     @property
     def chat_path(self) -> str:
@@ -157,6 +159,8 @@ class Sends:
         """
         start = Draft(RecordKind.TURN_START, self._start_members(request))
         result = await self._begin(request, start)
+        if not isinstance(result, Begun) and self._turns.get(request.session, request.turn) is None:
+            self._lease.release(request.session, request.turn)
         outcome: Accepted
         match result:
             case Begun():
@@ -170,7 +174,6 @@ class Sends:
                 outcome = _accepted(request, cursor)
                 accepted(outcome)
                 self._hub.publish(request.session, ())
-                self._lease.release(request.session, request.turn)
             case Duplicate(cursor):
                 running = self._turns.get(request.session, request.turn)
                 opening = None if running is None else running.opening
@@ -182,13 +185,15 @@ class Sends:
 
     async def _begin(self, request: SendRequest, start: Draft) -> BeginResult:
         self._lease.claim(request.session, request.turn)
-        try:
+        token, new_epoch = secrets.token_hex(8), secrets.token_hex(8)
+
+        async def begin() -> BeginResult:
             return await self._journal.begin(
                 request.session,
                 request.turn,
                 node=self._lease.node,
-                token=secrets.token_hex(8),
-                new_epoch=secrets.token_hex(8),
+                token=token,
+                new_epoch=new_epoch,
                 digest=_digest(request),
                 overlap=request.overlap,
                 path=request.chat_path,
@@ -196,8 +201,39 @@ class Sends:
                 start=start,
                 cancelled=wire.turn_end(End(EndReason.CANCELLED, by=request.by)),
             )
-        except (StoreUnavailable, StoreError) as error:
+
+        try:
+            try:
+                return await begin()
+            except StoreUnavailable:
+                return await begin()  # it may have begun and only its reply be lost
+        except StoreError as error:
             raise store_refusal(error) from error
+        except StoreUnavailable as error:
+            self._turns.spawn(self._undo(request, token), f"undo-{request.turn}")
+            raise store_refusal(error) from error
+
+    async def _undo(self, request: SendRequest, token: str) -> None:
+        """End what a send may have begun that was refused because nobody knew (G7)."""
+        error = TurnError(EndCode.STORE_LOST, "the store was away when this was sent; send again")
+        end = wire.turn_end(End(EndReason.INTERRUPTED, error=error))
+        while True:
+            try:
+                await self._journal.seal(
+                    request.session,
+                    request.turn,
+                    node=self._lease.node,
+                    reason=EndReason.INTERRUPTED,
+                    end=end,
+                    token=token,
+                )
+            except StoreUnavailable:
+                await asyncio.sleep(1.0)
+                continue
+            break
+        self._hub.publish(request.session, ())
+        if self._turns.get(request.session, request.turn) is None:
+            self._lease.release(request.session, request.turn)
 
     def _start_members(self, request: SendRequest) -> bytes:
         return turn_start(
@@ -219,7 +255,7 @@ class Sends:
             answer_id=request.body.answer_id(request.turn),
             call=self._upstream.call(request.path, body=request.body.raw, headers=request.headers),
             gate=gate,
-            takes_answer=request.takes_answer,
+            released=request.released,
         )
 
     async def _wait_for_turn(self, request: SendRequest, begun: Begun) -> bool:

@@ -128,7 +128,9 @@ class Sessions:
             self._sends.refuse_when_full()
             if request.overlap is not Overlap.PARALLEL:
                 await self._look(request.session)  # the turns of a node that is gone do not count as running
-            outcome = await self._to_its_end(self._sends.send(request, accepted), f"send-{request.turn}")
+            outcome = await self._to_its_end(
+                self._sends.send(request, accepted), f"send-{request.turn}", holds=True
+            )
         except Refusal as refusal:
             telemetry.sends.labels(result=refusal.code).inc()
             raise
@@ -138,7 +140,13 @@ class Sessions:
     # -- attach and resume
 
     async def attach(
-        self, session: SessionId, after: Cursor | None, wake: Callable[[], None], *, carrier: str
+        self,
+        session: SessionId,
+        after: Cursor | None,
+        wake: Callable[[], None],
+        *,
+        carrier: str,
+        resumes: bool = True,
     ) -> Attached:
         """Receive a session's records.
 
@@ -147,18 +155,19 @@ class Sessions:
             after: Where to continue; ``None``: from the first record kept.
             wake: Called when there may be something to pull.
             carrier: For the metrics.
+            resumes: False: to follow a turn that it has just sent, which takes no abort back.
 
         Raises:
             Refusal: The store is away.
         """
         subscriber = self._hub.subscribe(session, wake, carrier=carrier)
         try:
-            return await self.place(subscriber, after)
+            return await self.place(subscriber, after, resumes=resumes)
         except BaseException:
             subscriber.close()
             raise
 
-    async def place(self, subscriber: Subscriber, after: Cursor | None) -> Attached:
+    async def place(self, subscriber: Subscriber, after: Cursor | None, *, resumes: bool = True) -> Attached:
         """Put a registered subscriber where its client wants to continue.
 
         Raises:
@@ -169,12 +178,13 @@ class Sessions:
         where = place(after, epoch=look.epoch, last=look.last, base=look.base, tag=look.tag)
         if where.resync is not None:
             telemetry.resyncs.labels(reason=where.resync).inc()
-        elif after is not None and after.offset:
+        elif resumes and after is not None and after.offset:
             telemetry.resumes.labels(carrier=subscriber.carrier).inc()
         subscriber.place_at(where.cursor, last=look.last)
         if look.epoch:
             self._journal.touch(session)
-        self._take_back_aborts(session, look.turns)
+        if resumes:
+            self._take_back_aborts(session, look.turns)
         turns = tuple(wire.TurnStatus(turn.turn, turn.state, turn.first) for turn in look.turns)
         return Attached(subscriber, where.cursor, turns, where.resync)
 
@@ -264,15 +274,21 @@ class Sessions:
         Raises:
             Refusal: A turn's end could not be journalled yet; repeat it.
         """
+        named = str(turn or session)
+        results = await self._to_its_end(self._cancel_named(session, turn, by), f"cancel-{named}")
+        for _, result in results:
+            telemetry.cancels.labels(result=result).inc()
+        return results
+
+    async def _cancel_named(
+        self, session: SessionId, turn: TurnId | None, by: By
+    ) -> list[tuple[TurnId, CancelResult]]:
         if turn is None:
             look = await self._look(session)
             named = [other.turn for other in look.turns if other.is_running]
         else:
             named = [turn]
-        cancelling = [self._to_its_end(self._cancel(session, name, by), f"cancel-{name}") for name in named]
-        results = await asyncio.gather(*cancelling)
-        for result in results:
-            telemetry.cancels.labels(result=result).inc()
+        results = await asyncio.gather(*(self._cancel(session, name, by) for name in named))
         return list(zip(named, results, strict=True))
 
     async def _cancel(self, session: SessionId, turn: TurnId, by: By) -> CancelResult:
@@ -339,7 +355,7 @@ class Sessions:
             telemetry.turns_ended.labels(reason=EndReason.INTERRUPTED).inc()
             self._hub.publish(session, ())
 
-    async def _to_its_end(self, work: Coroutine[object, object, T], name: str) -> T:
+    async def _to_its_end(self, work: Coroutine[object, object, T], name: str, *, holds: bool = False) -> T:
         """Wait for something that goes on when whoever waits is gone."""
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
@@ -356,5 +372,5 @@ class Sessions:
                 if not result.cancelled():
                     result.set_result(value)
 
-        self._turns.spawn(run(), name)
+        self._turns.spawn(run(), name, holds=holds)
         return await result

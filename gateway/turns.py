@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import structlog
 
-from gateway.core.model import By, EndCode, EndReason, SessionId, TurnError, TurnId
+from gateway.core.model import By, EndCode, SessionId, TurnError, TurnId
 from gateway.outcomes import Cancelling
 from gateway.producer import Budget, TurnProducer
 from gateway.store import StoreError, StoreUnavailable
 from gateway.upstream import UpstreamFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Coroutine
 
     from multidict import CIMultiDict
 
@@ -61,8 +62,10 @@ class RunningTurns:
         self._lease = lease
         self._upstream = upstream
         self._producers: dict[tuple[SessionId, TurnId], TurnProducer] = {}
-        self._pending_aborts: dict[tuple[SessionId, TurnId], asyncio.Task[None]] = {}
+        self._pending_aborts: dict[tuple[SessionId, TurnId], asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._holding: set[asyncio.Task[None]] = set()
+        """Turns, and sends that may become one: the node does not stop before they end."""
 
     def get(self, session: SessionId, turn: TurnId) -> TurnProducer | None:
         """The producer of a turn, while it runs here."""
@@ -80,7 +83,7 @@ class RunningTurns:
         )
         self._producers[assignment.session, assignment.turn] = producer
         log.info("turn.started", session=assignment.session, turn=assignment.turn)
-        self.spawn(self._run(producer), f"turn-{assignment.turn}")
+        self.spawn(self._run(producer), f"turn-{assignment.turn}", holds=True)
         return producer
 
     async def _run(self, producer: TurnProducer) -> None:
@@ -123,31 +126,40 @@ class RunningTurns:
         """Cancel a turn after GATEWAY_ABORT_GRACE, unless :meth:`take_back_abort` comes first."""
         key = (session, turn)
         if key not in self._pending_aborts:
-            task = self._spawn(self._abort_later(session, turn, by), f"abort-later-{turn}")
-            self._pending_aborts[key] = task
-            task.add_done_callback(lambda _: self._pending_aborts.pop(key, None))
+            taken_back = self._pending_aborts[key] = asyncio.Event()
+            self.spawn(self._abort_later(session, turn, by, taken_back), f"abort-later-{turn}")
 
-    async def _abort_later(self, session: SessionId, turn: TurnId, by: By) -> None:
+    async def _abort_later(self, session: SessionId, turn: TurnId, by: By, taken_back: asyncio.Event) -> None:
         """The deadline stands in the turn's hash; this wakes up to look at it."""
+        key = (session, turn)
         seconds = self._config.abort_grace_seconds
-        while (session, turn) in self._producers:
-            await asyncio.sleep(seconds)
-            # Too early by the store's clock, put off by a second abort, or taken back elsewhere: look again.
-            seconds = min(seconds, ABORT_LOOK_SECONDS)
-            try:
-                mark = await self._journal.cancel(session, turn, user=by.user, only_due=True)
-            except (StoreUnavailable, StoreError):
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            if isinstance(mark, Cancelling):
-                self.cancel(session, turn, by)
-                return
+        try:
+            while key in self._producers:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await taken_back.wait()
+                if taken_back.is_set():
+                    return
+                # Too early by the store's clock, put off by a second abort, taken back elsewhere: look again.
+                seconds = min(self._config.abort_grace_seconds, ABORT_LOOK_SECONDS)
+                try:
+                    # Once it is asked for, its answer counts: the turn may be marked.
+                    mark = await self._journal.cancel(session, turn, user=by.user, only_due=True)
+                except (StoreUnavailable, StoreError):
+                    seconds = RETRY_SECONDS
+                    continue
+                if isinstance(mark, Cancelling):
+                    self.cancel(session, turn, by)
+                    return
+        finally:
+            if self._pending_aborts.get(key) is taken_back:
+                del self._pending_aborts[key]
 
     def take_back_abort(self, session: SessionId, turn: TurnId) -> None:
         """The session was resumed: the abort was no Stop."""
-        task = self._pending_aborts.get((session, turn))
-        if task is not None:
-            task.cancel()
+        taken_back = self._pending_aborts.pop((session, turn), None)
+        if taken_back is not None:
+            taken_back.set()
             self.spawn(self._forget_abort(session, turn), f"keep-{turn}")
 
     async def _forget_abort(self, session: SessionId, turn: TurnId) -> None:
@@ -162,10 +174,9 @@ class RunningTurns:
         Args:
             hurry: Set when there is no time.
         """
-        ended = [producer.ended for producer in self._producers.values()]
-        if ended:
-            log.info("node.draining", turns=len(ended), seconds=self._config.drain_seconds)
-            everything = asyncio.create_task(_all_of(ended), name="drain")
+        if self._holding:
+            log.info("node.draining", turns=len(self._producers), seconds=self._config.drain_seconds)
+            everything = asyncio.create_task(self._all_ended(), name="drain")
             hurried = asyncio.create_task(_set(hurry), name="hurry")
             await asyncio.wait(
                 {everything, hurried},
@@ -175,24 +186,38 @@ class RunningTurns:
             everything.cancel()
             hurried.cancel()
         message = "the gateway was stopped before the answer was whole; send again"
-        for producer in list(self._producers.values()):
-            producer.interrupt(TurnError(EndCode.NODE_LOST, message))
-        left = [producer.ended for producer in self._producers.values()]
-        if left:
-            await asyncio.wait(left, timeout=CLOSE_SECONDS)
+        give_up_at = time.monotonic() + CLOSE_SECONDS
+        while self._holding and time.monotonic() < give_up_at:
+            for producer in list(self._producers.values()):
+                producer.interrupt(TurnError(EndCode.NODE_LOST, message))
+            await asyncio.wait(self._holding, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _all_ended(self) -> None:
+        while self._holding:  # a send that ends may have begun a turn
+            await asyncio.wait(self._holding)
 
     async def close(self) -> None:
         """End every task; after :meth:`drain`."""
-        with contextlib.suppress(StoreUnavailable, StoreError):  # then it is found silent later
-            if not self._producers:
-                await self._lease.leave()
+        is_whole = not self._holding
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if is_whole:
+            with contextlib.suppress(StoreUnavailable, StoreError):  # then it is found silent later
+                await self._lease.leave()
 
-    def spawn(self, work: Coroutine[object, object, None], name: str) -> None:
-        """Run something that outlives the command that asked for it; its failure is logged."""
-        _ = self._spawn(work, name)
+    def spawn(self, work: Coroutine[object, object, None], name: str, *, holds: bool = False) -> None:
+        """Run something that outlives the command that asked for it; its failure is logged.
+
+        Args:
+            work: What.
+            name: Of the task.
+            holds: A drain waits for it.
+        """
+        task = self._spawn(work, name)
+        if holds:
+            self._holding.add(task)
+            task.add_done_callback(self._holding.discard)
 
     def _spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
@@ -204,10 +229,6 @@ class RunningTurns:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("task.failed", task=task.get_name(), exc_info=error)
-
-
-async def _all_of(futures: Sequence[asyncio.Future[EndReason | None]]) -> None:
-    await asyncio.wait(futures)
 
 
 async def _set(event: asyncio.Event) -> None:

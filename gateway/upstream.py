@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import socket
 import zlib
 from contextvars import ContextVar
@@ -156,7 +157,8 @@ class UpstreamCall:
                 response = await self._session.request(
                     self._method,
                     self._url,
-                    data=self.body,
+                    # In pieces, so that a body with images does not hold up the event loop.
+                    data=io.BytesIO(self.body),
                     headers=self.headers,
                     allow_redirects=False,
                     skip_auto_headers=_AUTOMATIC_HEADERS,

@@ -132,6 +132,7 @@ class ChatWire:
         if body is None or body.session is None:
             return await self._proxy.handle(request, body=raw)
         key = request.headers.get("Idempotency-Key")
+        released = asyncio.Event()
         send = SendRequest(
             session=session_id(body.session),
             turn=TurnId(str(uuid.uuid4())) if key is None else turn_id(key),
@@ -146,17 +147,18 @@ class ChatWire:
             ),
             by=By(client=named_client(request, "http")),
             overlap=self._config.overlap,
-            takes_answer=True,
+            released=released,
         )
-        accepted = await self._sessions.send(send)
         try:
+            accepted = await self._sessions.send(send)
             return await self._answer(request, accepted)
         except (asyncio.CancelledError, ConnectionError):
             if self._config.http_disconnect is HttpDisconnect.GRACE:
                 self._sessions.abort_soon(send.session, send.turn, send.by)
             raise
         finally:
-            _release(accepted)
+            # Whatever became of the sender, the producer need not keep the backend's answer for it.
+            released.set()
 
     async def _read_body(self, request: web.Request) -> bytes:
         pieces: list[bytes] = []
@@ -213,7 +215,9 @@ class ChatWire:
                 return await self._replay(request, accepted)
             case _:
                 response = web.StreamResponse(headers={**_STREAM_HEADERS, **told})
-        return await self._stream.write(request, response, accepted.session, accepted.turn, accepted.before)
+        return await self._stream.write(
+            request, response, accepted.session, accepted.turn, accepted.before, resumes=accepted.duplicate
+        )
 
     async def _replay(self, request: web.Request, accepted: Accepted) -> web.StreamResponse:
         """A send that was repeated: the ended turn, or the same refusal."""
@@ -238,18 +242,6 @@ def _last_event_id(request: web.Request) -> Cursor | None:
     with contextlib.suppress(Refusal):
         return None if not text else Cursor.parse(text)
     return None
-
-
-def _release(accepted: Accepted) -> None:
-    """Whatever became of the sender, the producer need not keep the backend's answer for it."""
-    if accepted.duplicate or accepted.opening is None:
-        return
-
-    def release(opening: asyncio.Future[Opening]) -> None:
-        if not opening.cancelled() and isinstance(found := opening.result(), Answered):
-            found.released.set()
-
-    accepted.opening.add_done_callback(release)
 
 
 def _refused_again(kept: bytes, told: Mapping[str, str]) -> web.Response:

@@ -128,7 +128,7 @@ class SdkSocket(SocketLoop):
                     overlap=self._config.overlap,
                 )
             )
-            await self._follow(request, accepted.before)
+            await self._follow(request, accepted.before, resumes=False)
         except Refusal:
             self._requests.pop(frame.requestId, None)
             raise
@@ -171,8 +171,10 @@ class SdkSocket(SocketLoop):
         self._requests[request_id] = request
         return request
 
-    async def _follow(self, request: _Request, before: Cursor) -> None:
-        attached = await self._sessions.attach(request.session, before, self.pulse.wake, carrier=CARRIER)
+    async def _follow(self, request: _Request, before: Cursor, *, resumes: bool = True) -> None:
+        attached = await self._sessions.attach(
+            request.session, before, self.pulse.wake, carrier=CARRIER, resumes=resumes
+        )
         if self._requests.get(request.rendering.request_id) is request:
             request.subscriber = attached.subscriber
             self.pulse.wake()

@@ -204,7 +204,9 @@ class SessionSocket(SocketLoop):
         accepted = await self._sessions.send(request, accepted=lambda done: self._accepted(command, done))
         if session in self._attached or session in self._left:
             return
-        attached = await self._sessions.attach(session, accepted.before, self.pulse.wake, carrier=CARRIER)
+        attached = await self._sessions.attach(
+            session, accepted.before, self.pulse.wake, carrier=CARRIER, resumes=False
+        )
         if session in self._attached or session in self._left:  # another command was quicker
             attached.subscriber.close()
         else:

@@ -47,12 +47,16 @@ class TurnStream:
         session: SessionId,
         turn: TurnId,
         before: Cursor,
+        *,
+        resumes: bool = True,
     ) -> web.StreamResponse:
         """Write a turn's chunks after a place, to its end."""
         pulse = Pulse(self._heartbeat_seconds, lambda: _drop(request))
         attached = None
         try:
-            attached = await self._sessions.attach(session, before, pulse.wake, carrier=CARRIER)
+            attached = await self._sessions.attach(
+                session, before, pulse.wake, carrier=CARRIER, resumes=resumes
+            )
             await response.prepare(request)
             end, chunks = await self._write_turn(response, attached.subscriber, turn, pulse)
             if end is None:

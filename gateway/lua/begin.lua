@@ -12,9 +12,15 @@
 --         {'CONFLICT'}: the turn id had another body   {'BUSY'}: another turn runs
 --         {'REWOUND'}: the journal is behind what the caller has seen
 local meta, journal, turns, turn, tombstone = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local known = redis.call('HMGET', turn, 'digest', 'epoch', 'first', 'state')
+local known = redis.call('HMGET', turn, 'digest', 'epoch', 'first', 'state', 'token', 'fence', 'waits')
 if known[1] then
   if known[1] ~= ARGV[7] then return {'CONFLICT'} end
+  if known[5] == ARGV[6] and is_running(known[4]) then
+    -- This very call, repeated because its reply was lost.
+    local again = {'BEGUN', known[2], tonumber(known[3]), tonumber(known[6])}
+    for id in string.gmatch(known[7] or '', '%S+') do table.insert(again, id) end
+    return again
+  end
   return {'DUPLICATE', known[2], tonumber(known[3]), known[4]}
 end
 
@@ -65,7 +71,7 @@ end
 local state = cancelled and 'cancelled' or (#waits_for > 0 and 'queued' or 'running')
 redis.call('HSET', turn, 'epoch', epoch, 'first', first, 'last', last, 'count', 0, 'state', state,
   'node', ARGV[5], 'fence', fence, 'token', ARGV[6], 'digest', ARGV[7], 'path', ARGV[10],
-  'touched', at)
+  'touched', at, 'waits', table.concat(waits_for, ' '))
 if not cancelled then redis.call('ZADD', turns, 'inf', member) end
 redis.call('HSET', meta, 'last', last, 'used', at)
 for index = 1, 4 do redis.call('PEXPIRE', KEYS[index], ARGV[9]) end

@@ -2,7 +2,8 @@
 -- Ends a turn: journals what closes it and its one `turn-end`.
 --
 -- KEYS: meta, journal, turns, turn
--- ARGV: 1 seen epoch, 2 seen offset, 3 turn id, 4 fence, 5 token (empty: seal a turn of node 9),
+-- ARGV: 1 seen epoch, 2 seen offset, 3 turn id, 4 fence, 5 token (empty: seal a turn of node 9, and if 4 is
+--       not 0 only with that token),
 --       6 how many of its records were journalled (empty when sealing), 7 ttl ms, 8 reason, 9 node,
 --       10 refusal (JSON, or empty), 11, 12 ... kind, payload; the last is the `turn-end`
 --
@@ -16,7 +17,7 @@ local state = known[5]
 if not is_running(state) then return {'ENDED', state} end
 local sealing = ARGV[5] == ''
 if sealing then
-  if known[7] ~= ARGV[9] then return {'FENCED'} end
+  if known[7] ~= ARGV[9] or (ARGV[4] ~= '0' and known[3] ~= ARGV[4]) then return {'FENCED'} end
 elseif known[2] ~= ARGV[4] or known[3] ~= ARGV[5] then
   return {'FENCED'}
 end

@@ -7,6 +7,7 @@
 -- Returns {'RUNNING'}   {'CANCELLING'}   {'FENCED'}
 local known = redis.call('HMGET', KEYS[1], 'state', 'token')
 if known[2] ~= ARGV[1] then return {'FENCED'} end
+if known[1] == 'running' then return {'RUNNING'} end -- said before, and the reply was lost
 if known[1] ~= 'queued' then return {'CANCELLING'} end
 redis.call('HSET', KEYS[1], 'state', 'running')
 return {'RUNNING'}

@@ -371,13 +371,24 @@ async def test_bad_names_of_turns_and_clients_are_refused(make_node: MakeNode) -
                 answer = await http.post("s", headers={"Idempotency-Key": key})
                 assert answer.status == 400
             for name in ("a%20b", "", "%00"):
-                answer = await http.request("POST", f"{http.url}?client={name}", json={"id": "s"})
-                assert answer.status == 400
-                for path in ("/gateway/v1/ws", "/api/chat"):
-                    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-                        await http.http.ws_connect(f"{http.base}{path}?client={name}")
-                    assert refused.value.status == 400
+                with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                    await http.http.ws_connect(f"{http.base}/gateway/v1/ws?client={name}")
+                assert refused.value.status == 400
         assert backend.exchanges == []
+
+
+@pytest.mark.parametrize("query", ["client=my%20app", "client=", "client=%00&x=1"])
+async def test_a_query_of_the_apps_own_is_left_alone(make_node: MakeNode, query: str) -> None:
+    """On the chat path the query is the app's; a `client` in it that is no client id is its business."""
+    async with ScriptedBackend(answers) as backend:
+        node = await make_node(backend.url)
+        async with HttpChat(node.address) as http:
+            answer = await http.request("POST", f"{http.url}?{query}", json={"id": "s"})
+            assert answer.status == 200
+            await answer.end()
+            socket = await http.http.ws_connect(f"{http.url}?{query}")
+            await socket.close()
+        assert [exchange.target for exchange in backend.exchanges] == [f"/api/chat?{query}"]
 
 
 async def test_a_handshake_that_is_none_is_refused(make_node: MakeNode) -> None:
