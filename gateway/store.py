@@ -4,48 +4,40 @@ Group commit: whatever is asked of a lane within one turn of the event loop leav
 it was asked, and the next write waits for the replies of the last. So all turns of a node share one round
 trip, and a lane under load makes bigger batches instead of more of them.
 
-redis-py connects, authenticates and parses. It does not retry (it would repeat writes, FAULTS R1) and its
-timeouts are off: one deadline stands around each batch. A batch whose replies did not all come fails, with an
-unknown outcome, and its connection is dropped, so that no late reply is taken for another call's. Every
-script of ours may be repeated.
+redis-py connects and authenticates. It does not retry (it would repeat writes, FAULTS R1) and its timeouts
+are off: one deadline stands around each batch. A batch whose replies did not all come fails, with an unknown
+outcome, and its connection is dropped, so that no late reply is taken for another call's. Every script of
+ours may be repeated.
+
+All of a lane runs in callbacks of the event loop, one after the other; only connecting is a task.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import contextvars
 import functools
 import hashlib
 from collections import deque
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import structlog
 from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import (
-    ClusterDownError,
-    MasterDownError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
+from redis.exceptions import RedisError
 
 from gateway.core.model import GatewayError
+from gateway.pipeline import Argument, Pipeline, ReplyError, pack, packed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from redis.asyncio.connection import AbstractConnection
+__all__ = ["Argument", "Lane", "Script", "Store", "StoreError", "StoreUnavailable", "load_script"]
 
 log = structlog.get_logger(__name__)
-
-Argument = bytes | str | int
 
 OPERATION_TIMEOUT_SECONDS = 2.0
 """A batch takes well below 10 ms; Redis frozen for longer is an outage, and callers have their own policy."""
@@ -88,7 +80,7 @@ def load_script(name: str) -> Script:
 @dataclass(slots=True)
 class _Call:
     script: Script
-    packed: list[bytes]
+    parts: list[bytes]
     size: int
     asked_at: float
     reply: asyncio.Future[Any]
@@ -106,28 +98,39 @@ class Lane:
     def __init__(self, pool: ConnectionPool, name: str, scripts: Sequence[Script]) -> None:
         self._pool = pool
         self._name = name
-        self._scripts = scripts
-        self._connection: AbstractConnection | None = None
-        self._transport: asyncio.WriteTransport | None = None
+        self._loading = [part for script in scripts for part in pack(2, _LOAD, (script.source,))]
+        self._loads: list[None] = [None] * len(scripts)
+        self._pipeline: Pipeline | None = None
+        self._connecting: asyncio.Task[None] | None = None
         self._calls: deque[_Call] = deque()
-        self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._closed = False
+        self._is_busy = True  # a batch is away, or about to leave; and before start()
+        self._batch: list[_Call] = []
+        self._unanswered: deque[_Call | None] = deque()  # None: a script that is loaded
+        self._missing: list[_Call] = []
+        self._may_load_again = False
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
+        # A connection keeps the context that it was made in; that must not be the first caller's.
+        self._context = contextvars.copy_context()
 
     def start(self) -> None:
         """Begin to serve calls; :meth:`close` ends it."""
-        self._task = asyncio.create_task(self._run(), name=f"store-{self._name}")
+        self._next()
 
     async def close(self) -> None:
         """End the lane; calls that wait fail, and so do later ones."""
-        self._closed = True
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        self._fail(list(self._calls), _stopping())
+        self._is_closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting], timeout=OPERATION_TIMEOUT_SECONDS)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._drop()
+        waiting = [*self._batch, *self._calls]
+        self._batch = []
         self._calls.clear()
-        await self._drop()
+        self._fail(waiting, _stopping())
 
     def call(
         self, script: Script, keys: Sequence[str], arguments: Sequence[Argument], *, reply_bytes: int = 0
@@ -144,47 +147,144 @@ class Lane:
             A future of the reply: nested lists of ``bytes`` and ``int``. It fails with
             :class:`StoreUnavailable` or :class:`StoreError`. Cancelling it does not take the call back.
         """
-        packed = _pack(2 + len(keys) + len(arguments), _called(script.sha, tuple(keys)), arguments)
+        parts = pack(2 + len(keys) + len(arguments), _called(script.sha, tuple(keys)), arguments)
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Any] = loop.create_future()
-        call = _Call(script, packed, sum(map(len, packed)) + reply_bytes, loop.time(), reply)
-        if self._closed:
+        call = _Call(script, parts, sum(map(len, parts)) + reply_bytes, loop.time(), reply)
+        if self._is_closed:
             self._fail([call], _stopping())
-        else:
-            self._calls.append(call)
-            self._wake.set()
+            return reply
+        self._calls.append(call)
+        if not self._is_busy:
+            self._next()
         return reply
 
     def tell(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> None:
         """As :meth:`call`, for what may be lost: nobody waits for the reply."""
         self.call(script, keys, arguments).add_done_callback(_look_away)
 
-    async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._calls:
-                batch = self._take()
-                try:
-                    async with asyncio.timeout(OPERATION_TIMEOUT_SECONDS):
-                        await self._perform(batch)
-                except (RedisError, OSError, TimeoutError) as error:
-                    await self._drop()
-                    log.warning(
-                        "store.unavailable", lane=self._name, error=str(error) or type(error).__name__
-                    )
-                    self._fail(
-                        batch + self._take_overdue(),
-                        StoreUnavailable("unable to use the store; it does not answer"),
-                    )
-                except asyncio.CancelledError:
-                    self._fail(batch, _stopping())
-                    raise
-                except Exception:
-                    # A bug; but a lane that died of it would leave all later callers waiting for ever.
-                    await self._drop()
-                    log.exception("store.failed", lane=self._name)
-                    self._fail(batch, StoreError("unable to use the store; the gateway has a bug"))
+    def _next(self) -> None:
+        """Send what waits; but only after all who run in this turn of the loop have asked too."""
+        self._is_busy = bool(self._calls)
+        if self._is_busy:
+            asyncio.get_running_loop().call_soon(self._perform, context=self._context)
+
+    def _perform(self) -> None:
+        if self._is_closed:
+            return
+        loop = asyncio.get_running_loop()
+        self._batch = self._take()
+        self._deadline = loop.time() + OPERATION_TIMEOUT_SECONDS
+        self._may_load_again = True
+        if self._pipeline is not None and self._pipeline.is_closing:
+            # The server closed it while nothing was asked. A new one costs no caller an error.
+            self._drop()
+        if self._pipeline is None:
+            self._connecting = loop.create_task(self._connect(), name=f"store-{self._name}")
+            return
+        try:
+            self._exchange(self._pipeline, self._batch)
+        except Exception as error:  # noqa: BLE001 - a bug; to the event loop it would be a line in the log
+            self._break(error)
+
+    async def _connect(self) -> None:
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                self._pipeline = await Pipeline.connect(self._pool, self._answered, self._lose)
+            self._exchange(self._pipeline, self._batch, load=True)
+        except (RedisError, OSError) as error:  # TimeoutError is an OSError
+            self._lose(error)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._break(error)
+        finally:
+            self._connecting = None
+
+    def _exchange(self, pipeline: Pipeline, calls: Sequence[_Call], *, load: bool = False) -> None:
+        self._unanswered.extend(self._loads if load else ())
+        self._unanswered.extend(calls)
+        parts = [part for call in calls for part in call.parts]
+        pipeline.write([*self._loading, *parts] if load else parts)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_at(self._deadline, self._look_at_deadline)
+
+    def _look_at_deadline(self) -> None:
+        """One timer for many batches: most end long before it fires, and it is set anew for the one away."""
+        self._timer = None
+        if not self._unanswered:  # nothing is away, or its connection is being made, which has the deadline
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._deadline:
+            self._timer = loop.call_at(self._deadline, self._look_at_deadline)
+        else:
+            self._lose(TimeoutError("the deadline passed"))
+
+    def _answered(self, replies: list[Any]) -> None:
+        try:
+            for reply in replies:
+                self._take_reply(reply)
+            if not self._unanswered:
+                self._finish()
+        except _UnusableConnection as error:
+            self._lose(error)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._break(error)
+
+    def _take_reply(self, reply: object) -> None:
+        if not self._unanswered:
+            raise _UnusableConnection("the store said what nobody asked for")
+        call = self._unanswered.popleft()
+        if not isinstance(reply, ReplyError):
+            if call is not None:
+                _resolve(call, reply)
+            return
+        code = str(reply).partition(" ")[0]
+        if call is None or code in _REFUSES_THE_CONNECTION:
+            raise _UnusableConnection(str(reply))
+        if code == "NOSCRIPT":
+            self._missing.append(call)
+        else:
+            _resolve(call, _explained(call.script, reply, code))
+
+    def _finish(self) -> None:
+        missing, self._missing = self._missing, []
+        if missing and self._may_load_again and self._pipeline is not None:
+            # SCRIPT FLUSH, or a server that was replaced: load, and send again from there.
+            self._may_load_again = False
+            self._exchange(self._pipeline, missing, load=True)
+            return
+        for call in missing:
+            _resolve(call, StoreError(f"unable to run {call.script.name}; the store forgets its scripts"))
+        self._batch = []
+        self._next()
+
+    def _lose(self, error: Exception) -> None:
+        """Give the batch up, and the connection with it."""
+        self._drop()
+        reason = str(error) or type(error).__name__
+        if not self._batch:  # the next call gets a new one, and no error
+            log.info("store.disconnected", lane=self._name, error=reason)
+            return
+        log.warning("store.unavailable", lane=self._name, error=reason)
+        self._give_up(self._take_overdue(), StoreUnavailable("unable to use the store; it does not answer"))
+
+    def _break(self, error: Exception) -> None:
+        """End a batch that met a bug of ours: its callers, and all later ones, would wait for ever."""
+        log.error("store.failed", lane=self._name, exc_info=error)
+        self._drop()
+        self._give_up([], StoreError("unable to use the store; the gateway has a bug"))
+
+    def _give_up(self, more: list[_Call], error: GatewayError) -> None:
+        failed, self._batch = self._batch + more, []
+        self._fail(failed, error)
+        if failed:  # otherwise no batch was away, and whoever asked next has seen to it
+            self._next()
+
+    def _drop(self) -> None:
+        self._unanswered.clear()
+        self._missing.clear()
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
+            pipeline.close()
 
     def _take(self) -> list[_Call]:
         batch: list[_Call] = []
@@ -201,61 +301,6 @@ class Lane:
         while self._calls and self._calls[0].asked_at <= limit:
             overdue.append(self._calls.popleft())
         return overdue
-
-    async def _perform(self, batch: list[_Call]) -> None:
-        if self._connection is not None and await self._connection.can_read():
-            # Nothing was asked: the server closed it while it was idle. A new one costs no caller an error.
-            await self._drop()
-        connection = self._connection or await self._connect()
-        missing = await self._exchange(connection, batch)
-        if missing:
-            # SCRIPT FLUSH, or a server that was replaced: load, and send again from there.
-            await self._load(connection)
-            for call in await self._exchange(connection, missing):
-                _resolve(call, StoreError(f"unable to run {call.script.name}; the store forgets its scripts"))
-
-    async def _exchange(self, connection: AbstractConnection, batch: list[_Call]) -> list[_Call]:
-        await connection.send_packed_command(
-            [part for call in batch for part in call.packed], check_health=False
-        )
-        missing = []
-        for call in batch:
-            try:
-                _resolve(call, await connection.read_response(disable_decoding=True))
-            except NoScriptError:
-                missing.append(call)
-            except ResponseError as error:
-                _resolve(call, _explained(call.script, error))
-        return missing
-
-    async def _connect(self) -> AbstractConnection:
-        connection = cast("AbstractConnection", self._pool.make_connection())  # type: ignore[no-untyped-call]
-        self._connection = connection  # first, so that it is dropped if the deadline comes while it connects
-        await connection.connect()  # type: ignore[no-untyped-call]
-        writer = connection._writer  # noqa: SLF001 - redis-py can only close it in a way that waits for the peer
-        self._transport = None if writer is None else writer.transport
-        await self._load(connection)
-        return connection
-
-    async def _load(self, connection: AbstractConnection) -> None:
-        await connection.send_packed_command(
-            [part for script in self._scripts for part in _pack(2, _LOAD, (script.source,))],
-            check_health=False,
-        )
-        for _ in self._scripts:
-            await connection.read_response()
-
-    async def _drop(self) -> None:
-        """Close the connection without a word: what is still unwritten must not be kept, or written later.
-
-        redis-py has closed it already when an operation was broken off, but would write the rest first.
-        """
-        connection, self._connection = self._connection, None
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            transport.abort()
-        if connection is not None:
-            await connection.disconnect(nowait=True)
 
     @staticmethod
     def _fail(calls: list[_Call], error: GatewayError) -> None:
@@ -277,16 +322,32 @@ def _resolve(call: _Call, outcome: object) -> None:
         call.reply.set_result(outcome)
 
 
-_CANNOT_WRITE_NOW = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
-"""redis-py takes the code off these errors' text; those below have no class of their own."""
+_CANNOT_WRITE_NOW = frozenset(
+    (
+        "OOM",
+        "READONLY",
+        "MASTERDOWN",
+        "CLUSTERDOWN",
+        "TRYAGAIN",
+        "MISCONF",
+        "NOREPLICAS",
+        "BUSY",
+        "UNKILLABLE",
+    )
+)
+"""The first words of errors that go away without our doing; the call itself is right."""
 
-_CANNOT_WRITE_NOW_CODES = ("MISCONF", "NOREPLICAS", "BUSY", "UNKILLABLE")
+_REFUSES_THE_CONNECTION = frozenset(("LOADING", "NOAUTH", "WRONGPASS"))
+"""All calls on this connection would get the same answer; a new one may be better."""
 
 
-def _explained(script: Script, error: ResponseError) -> GatewayError:
-    text = str(error)
-    log.error("store.refused", script=script.name, error=text)
-    if isinstance(error, _CANNOT_WRITE_NOW) or text.startswith(_CANNOT_WRITE_NOW_CODES):
+class _UnusableConnection(Exception):
+    """What came means that replies and calls no longer match, or that none will be useful."""
+
+
+def _explained(script: Script, error: ReplyError, code: str) -> GatewayError:
+    log.error("store.refused", script=script.name, error=str(error))
+    if code in _CANNOT_WRITE_NOW:
         return StoreUnavailable("unable to use the store; it cannot write now")
     return StoreError(f"unable to run {script.name}; the store refused it")
 
@@ -295,43 +356,13 @@ def _stopping() -> StoreUnavailable:
     return StoreUnavailable("unable to use the store; the gateway is stopping")
 
 
-def _pack(count: int, command: bytes, arguments: Sequence[Argument]) -> list[bytes]:
-    """A command as the protocol writes it; large arguments are not copied.
-
-    Args:
-        count: Of the arguments, and of what stands in ``command`` behind its name.
-        command: Its name and its first arguments, packed.
-        arguments: The rest.
-    """
-    head: list[bytes] = [b"*%d\r\n" % (1 + count), command]
-    parts: list[bytes] = []
-    for argument in arguments:
-        if not isinstance(argument, bytes):
-            head.append(_packed(argument))
-        elif len(argument) <= 16_384:  # noqa: PLR2004 - below it a copy is cheaper than a part
-            head.append(b"$%d\r\n%b\r\n" % (len(argument), argument))
-        else:
-            head.append(b"$%d\r\n" % len(argument))
-            parts += (b"".join(head), argument)
-            head = [b"\r\n"]
-    parts.append(b"".join(head))
-    return parts
-
-
-@functools.lru_cache(maxsize=8192)
-def _packed(argument: str | int) -> bytes:
-    """Kept: a turn sends the same ids and words with each append. What may be long comes as bytes."""
-    data = str(argument).encode()
-    return b"$%d\r\n%b\r\n" % (len(data), data)
-
-
-_LOAD = _packed("SCRIPT") + _packed("LOAD")
+_LOAD = packed("SCRIPT") + packed("LOAD")
 
 
 @functools.lru_cache(maxsize=4096)
 def _called(sha: str, keys: tuple[str, ...]) -> bytes:
     """The head of an EVALSHA; a turn's appends all have the same one."""
-    return b"".join(map(_packed, ("EVALSHA", sha, len(keys), *keys)))
+    return b"".join(map(packed, ("EVALSHA", sha, len(keys), *keys)))
 
 
 class Store:

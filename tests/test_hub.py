@@ -505,7 +505,7 @@ async def test_a_client_can_go_back(chat: Chat) -> None:
 @pytest.mark.usefixtures("small_tail")
 async def test_a_reader_waits_while_the_store_is_away(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has nothing to pull until it is woken: a carrier that asked at once again would ask in a circle."""
-    monkeypatch.setattr(store, "OPERATION_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(store, "OPERATION_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(hub_module, "READ_RETRY_SECONDS", 0.05)
     await chat.begin()
     reader = await chat.reader()
@@ -532,7 +532,7 @@ async def test_a_hint_while_the_store_is_away_is_not_forgotten(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The look is repeated until it is answered."""
-    monkeypatch.setattr(store, "OPERATION_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(store, "OPERATION_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(hub_module, "READ_RETRY_SECONDS", 0.05)
     await chat.begin()
     reader = await chat.reader()

@@ -265,7 +265,7 @@ async def test_who_ends_many_turns_does_not_fall_silent_itself(nodes: Nodes) -> 
 
 async def test_an_outage_of_the_store_seals_nothing(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     """All nodes were silent for longer than a lease; whoever comes back first must not judge the others."""
-    monkeypatch.setattr(store, "OPERATION_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(store, "OPERATION_TIMEOUT_SECONDS", 0.5)
     async with nodes.running("a") as one, nodes.running("b") as two:
         one.claim(SESSION, TurnId("t1"))
         two.claim(SESSION, TurnId("t2"))
