@@ -175,7 +175,12 @@ class RunningTurns:
             hurry: Set when there is no time.
         """
         if self._holding:
-            log.info("node.draining", turns=len(self._producers), seconds=self._config.drain_seconds)
+            log.info(
+                "node.draining",
+                turns=len(self._producers),
+                seconds=self._config.drain_seconds,
+                hint="a second signal ends them at once",
+            )
             everything = asyncio.create_task(self._all_ended(), name="drain")
             hurried = asyncio.create_task(_set(hurry), name="hurry")
             await asyncio.wait(
