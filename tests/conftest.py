@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from gateway.app import Node
 from gateway.config import Config
+from tests.support.node_program import NodeError, chromium_binary
 from tests.support.valkey import running_valkey
 
 # Without a deadline: a busy machine must not fail a property. In CI the same examples every time: what a
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Without Chromium its tests are left out, and say so; never in CI, which installs it."""
+    if item.get_closest_marker("browser") is not None and "CI" not in os.environ:
+        try:
+            chromium_binary()
+        except NodeError as error:
+            pytest.skip(str(error))
 
 
 def pytest_asyncio_loop_factories(
