@@ -75,6 +75,9 @@ class SocketLoop(abc.ABC):
         self._slots = asyncio.Semaphore(MAX_COMMANDS)
         self._bad_frames = 0
         self._pings_unanswered = 0
+        self._going_away = False
+        self._under_way = 0
+        self._finished = asyncio.Event()
         self._when_written: list[Callable[[], None]] = []
 
     # -- for the wire
@@ -119,7 +122,13 @@ class SocketLoop(abc.ABC):
         """Carry out a command beside others; waits while too many are under way."""
         await self._slots.acquire()
         task = self._group.create_task(work, name=name)
-        task.add_done_callback(lambda _: self._slots.release())
+        self._under_way += 1
+        task.add_done_callback(self._carried_out)
+
+    def _carried_out(self, _: asyncio.Task[None]) -> None:
+        self._under_way -= 1
+        self._slots.release()
+        self.pulse.wake()
 
     def bad_frame(self) -> None:
         """A frame was no command."""
@@ -148,11 +157,18 @@ class SocketLoop(abc.ABC):
         finally:
             self.pulse.close()
             self.closed()
+            self._finished.set()
         return self._socket
 
     async def close(self) -> None:
-        """The node is stopping."""
-        await self._close(CloseCode.GOING_AWAY, b"the gateway is stopping; connect again")
+        """The node is stopping: write what is due, and say goodbye."""
+        self._going_away = True
+        self.pulse.wake()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._finished.wait()
+        except TimeoutError:
+            self._drop()
 
     async def _read(self) -> tuple[CloseCode | None, bytes]:
         while True:
@@ -179,6 +195,9 @@ class SocketLoop(abc.ABC):
             frames = await self.gather()
             if frames:
                 await self._write_frames(frames)
+            elif self._going_away and not self._under_way:
+                await self._close(CloseCode.GOING_AWAY, b"the gateway is stopping; connect again")
+                return
             elif not await self.pulse.wait():
                 if self._pings_unanswered >= MISSED_PINGS:
                     await self._close(CloseCode.HEARTBEAT_MISSED, b"no answer to a ping")

@@ -12,6 +12,7 @@ import redis
 
 from gateway import store
 from gateway.app import Node
+from gateway.core.model import CloseCode
 from gateway.store import load_script
 from gateway.telemetry import registry
 from tests.support.backend import Exchange, ScriptedBackend
@@ -149,6 +150,9 @@ async def test_a_send_in_flight_when_the_node_stops_runs_to_its_end(
         async with asyncio.timeout(WAIT_SECONDS):
             await stopping
         assert states(valkey_url, node) == ["complete"]
+        # What is due is written before the goodbye: who was about to be done need not come back for it.
+        assert (await client.ended("t"))["reason"] == "complete"
+        assert await client.closed() == CloseCode.GOING_AWAY
 
 
 async def test_a_new_question_within_the_grace_does_not_take_a_stop_back(make_node: MakeNode) -> None:
