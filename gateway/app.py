@@ -165,7 +165,7 @@ class Node:
     def _client_app(self, proxy: Proxy) -> web.Application:
         config = self.config
         paths = ChatPaths(config.chat_paths)
-        chat = ChatWire(config, sessions=self._sessions, paths=paths, proxy=proxy)
+        chat = ChatWire(config, sessions=self._sessions, proxy=proxy)
         sockets = OpenSockets()
         sdk = SdkWire(config, sessions=self._sessions, sockets=sockets)
         session = SessionWire(config, sessions=self._sessions, paths=paths, node=self.id, sockets=sockets)

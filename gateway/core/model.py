@@ -29,9 +29,6 @@ ClientId = NewType("ClientId", str)
 NodeId = NewType("NodeId", str)
 """One gateway process."""
 
-Offset = NewType("Offset", int)
-"""1, 2, 3 ... without holes in a journal; names the last record *had*, so reading is "after"."""
-
 MAX_SESSION_ID_BYTES = 512
 """Database ids, UUIDs and slugs are below 100; a path of a URL that carries one stays below 2 KiB."""
 
@@ -101,7 +98,6 @@ class CloseCode(IntEnum):
 
     GOING_AWAY = 4000
     HEARTBEAT_MISSED = 4001
-    TOO_SLOW = 4002
     PROTOCOL = 4500
     LIMIT = 4509
 

@@ -29,7 +29,7 @@ from gateway.core.model import (
 from gateway.core.rawjson import encode
 from gateway.core.sendbody import SendBody, read_body
 from gateway.core.uistream import STREAM_HEADER
-from gateway.edge.chatpaths import ChatEndpoint, ChatPaths, ChatTarget, named_client
+from gateway.edge.chatpaths import ChatEndpoint, ChatTarget, named_client
 from gateway.edge.headers import downstream_headers, upstream_request_headers
 from gateway.edge.replies import failed_response, refusal_response
 from gateway.edge.turnstream import TurnStream
@@ -76,14 +76,12 @@ class ChatWire:
     Args:
         config: For policies and bounds.
         sessions: The verbs.
-        paths: Which paths are durable.
         proxy: For a POST that names no session.
     """
 
-    def __init__(self, config: Config, *, sessions: Sessions, paths: ChatPaths, proxy: Proxy) -> None:
+    def __init__(self, config: Config, *, sessions: Sessions, proxy: Proxy) -> None:
         self._config = config
         self._sessions = sessions
-        self._paths = paths
         self._proxy = proxy
         self._stream = TurnStream(config, sessions)
         self._unread_bytes = 0

@@ -220,7 +220,7 @@ def test_only_what_may_pass_is_retryable() -> None:
 
 def test_a_close_code_says_whether_to_come_back() -> None:
     """4000-4499 try again, 4500-4999 final: a client decides by the range alone."""
-    again = {CloseCode.GOING_AWAY, CloseCode.HEARTBEAT_MISSED, CloseCode.TOO_SLOW}
+    again = {CloseCode.GOING_AWAY, CloseCode.HEARTBEAT_MISSED}
     assert all((4000 <= code <= 4499) is (code in again) and 4000 <= code <= 4999 for code in CloseCode)
 
 
