@@ -34,6 +34,9 @@ CLOSE_SECONDS = 5.0
 """How long the last ends may take to be journalled when the node stops."""
 
 RETRY_SECONDS = 1.0
+ABORT_MARGIN_SECONDS = 0.01
+"""The loop's timers may be a millisecond early, and the store's clock is the judge."""
+
 ABORT_LOOK_SECONDS = 0.25
 """How often an abort is looked at that was not due when its grace was over here."""
 
@@ -132,7 +135,7 @@ class RunningTurns:
     async def _abort_later(self, session: SessionId, turn: TurnId, by: By, taken_back: asyncio.Event) -> None:
         """The deadline stands in the turn's hash; this wakes up to look at it."""
         key = (session, turn)
-        seconds = self._config.abort_grace_seconds
+        seconds = self._config.abort_grace_seconds + ABORT_MARGIN_SECONDS
         try:
             while key in self._producers:
                 with contextlib.suppress(TimeoutError):
