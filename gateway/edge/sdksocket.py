@@ -175,6 +175,10 @@ class SdkSocket(SocketLoop):
         attached = await self._sessions.attach(
             request.session, before, self.pulse.wake, carrier=CARRIER, resumes=resumes
         )
+        if attached.resync is not None:
+            attached.subscriber.close()
+            self._finish(request)
+            raise Refusal(ErrorCode.CONFLICT, _LOST)
         if self._requests.get(request.rendering.request_id) is request:
             request.subscriber = attached.subscriber
             self.pulse.wake()

@@ -209,6 +209,9 @@ class SessionSocket(SocketLoop):
         )
         if session in self._attached or session in self._left:  # another command was quicker
             attached.subscriber.close()
+        elif attached.resync is not None:  # a send of old, whose journal is gone
+            attached.subscriber.close()
+            self.reply(wire.resync(session, attached.resync))
         else:
             self._attached[session] = attached
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from gateway.core.httpwire import encode_record, read_turn_end
-from gateway.core.model import Cursor, GatewayError, Record, RecordKind, SessionId, TurnId
+from gateway.core.model import Cursor, ErrorCode, GatewayError, Record, RecordKind, Refusal, SessionId, TurnId
 from gateway.core.sse import encode_comment, encode_event
 from gateway.core.uistream import DONE, STREAM_HEADER
 from gateway.edge.connection import cut_when_stalled
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 CARRIER = "http"
+
+GONE = "unable to tell the turn again; its records are not kept any more"
 
 _HEARTBEAT = encode_comment("heartbeat")
 
@@ -57,6 +59,9 @@ class TurnStream:
             attached = await self._sessions.attach(
                 session, before, pulse.wake, carrier=CARRIER, resumes=resumes
             )
+            if attached.resync is not None:
+                # Waiting for an end that stands in a journal which is gone would be waiting for ever.
+                raise Refusal(ErrorCode.CONFLICT, GONE)
             await response.prepare(request)
             end, chunks = await self._write_turn(response, attached.subscriber, turn, pulse)
             if end is None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
+from gateway import store
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -28,3 +30,9 @@ def _no_fault_of_ours(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         and (record.name.startswith("aiohttp") or "never retrieved" in record.getMessage())
     ]
     assert not errors, "\n".join(record.getMessage() + "\n" + str(record.exc_info) for record in errors)
+
+
+@pytest.fixture
+def _never_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reply that is held back is late, however slow the machine, and not lost."""
+    monkeypatch.setattr(store, "OPERATION_TIMEOUT_SECONDS", 60.0)

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
-from gateway import store
 from gateway.app import Node
 from gateway.core.model import CloseCode
 from gateway.store import load_script
 from gateway.telemetry import registry
-from tests.support.backend import Exchange, ScriptedBackend
+from tests.support.backend import Exchange, ScriptedBackend, answers, never_ends
 from tests.support.client import WAIT_SECONDS, SessionClient, send_body
 from tests.support.link import Link
 from tests.support.wires import HttpChat, SdkClient, eventually
@@ -32,11 +31,6 @@ if TYPE_CHECKING:
 MARKER = "a-question-like-no-other"
 
 
-async def answers(exchange: Exchange) -> None:
-    await exchange.head()
-    await exchange.text("one", "two")
-
-
 async def until_released(exchange: Exchange) -> None:
     await exchange.head()
     await exchange.text("one", finish=False)
@@ -44,22 +38,10 @@ async def until_released(exchange: Exchange) -> None:
     await exchange.text("two", start=False)
 
 
-async def never_ends(exchange: Exchange) -> None:
-    await exchange.head()
-    await exchange.text("one", finish=False)
-    await exchange.closed()
-
-
 async def refuses(exchange: Exchange) -> None:
     await exchange.head("500 No", {"Content-Type": "text/plain"})
     await exchange.raw(b"no")
     await exchange.end()
-
-
-@pytest.fixture
-def _never_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reply that is held back is late, however slow the machine, and not lost."""
-    monkeypatch.setattr(store, "OPERATION_TIMEOUT_SECONDS", 60.0)
 
 
 @contextlib.asynccontextmanager

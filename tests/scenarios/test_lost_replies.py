@@ -8,10 +8,9 @@ import pytest
 
 from gateway import store
 from gateway.app import Node
-from gateway.store import load_script
-from tests.support.backend import Exchange, ScriptedBackend
+from tests.support.backend import ScriptedBackend, answers, never_ends
 from tests.support.client import SessionClient
-from tests.support.link import Link
+from tests.support.link import Link, script
 from tests.support.wires import SdkClient, eventually
 
 if TYPE_CHECKING:
@@ -25,32 +24,10 @@ if TYPE_CHECKING:
 MARKER = "a-question-like-no-other"
 
 
-async def answers(exchange: Exchange) -> None:
-    await exchange.head()
-    await exchange.text("one", "two")
-
-
-async def never_ends(exchange: Exchange) -> None:
-    await exchange.head()
-    await exchange.text("one", finish=False)
-    await exchange.closed()
-
-
 @pytest.fixture
 def _soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reply that does not come need not be waited for as long as in earnest."""
     monkeypatch.setattr(store, "OPERATION_TIMEOUT_SECONDS", 0.5)
-
-
-@pytest.fixture
-def _never_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reply that is held back is late, however slow the machine, and not lost."""
-    monkeypatch.setattr(store, "OPERATION_TIMEOUT_SECONDS", 60.0)
-
-
-def script(name: str) -> bytes:
-    """What a call of a script holds."""
-    return load_script(name).sha.encode()
 
 
 async def states(client: SessionClient, session: str) -> dict[str, Any]:

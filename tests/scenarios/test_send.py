@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis.asyncio import Redis
 
 from tests.support.backend import AI_HEADERS, Exchange, ScriptedBackend
 from tests.support.client import SessionClient, send_body, user_message
@@ -465,3 +466,31 @@ async def test_one_users_cookies_never_reach_another(make_node: MakeNode) -> Non
             watching = await http.stream("carol")
             assert "Set-Cookie" not in watching.headers
         assert all("cookie" not in exchange.headers for exchange in backend.exchanges)
+
+
+async def test_a_repeated_send_whose_journal_is_gone_is_told_so(make_node: MakeNode, valkey_url: str) -> None:
+    """Its end stands nowhere any more; a client that waited for it would wait for ever."""
+    async with ScriptedBackend(answers) as backend:
+        node = await make_node(backend.url)
+        async with (
+            SessionClient(node.address) as client,
+            HttpChat(node.address) as http,
+            SdkClient(node.address) as sdk,
+        ):
+            await client.send("a", "t-a")
+            await client.ended("t-a")
+            await client.ask(type="detach", session="a")
+            await (await http.post("b", headers={"Idempotency-Key": "t-b"})).end()
+            await sdk.send("r", "c")
+            await sdk.ended("r")
+            async with Redis.from_url(valkey_url) as admin:
+                async for key in admin.scan_iter(f"{node.config.key_prefix}:*:meta"):
+                    await admin.delete(key)
+            assert (await client.send("a", "t-a"))["duplicate"]
+            told = await client.wait(lambda line: line["type"] == "resync")
+            assert (told["session"], told["reason"]) == ("a", "epoch-changed")
+            again = await http.post("b", headers={"Idempotency-Key": "t-b"})
+            assert again.status == 409
+            await sdk.send("r", "c")
+            await sdk.wait(lambda: sdk.of("r")[-1]["type"] == "error")
+        assert len(backend.exchanges) == 3

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway import store
 from gateway.app import Node
-from gateway.store import load_script
 from gateway.telemetry import registry
-from tests.support.backend import Exchange, ScriptedBackend
+from tests.support.backend import ScriptedBackend, answers, never_ends
 from tests.support.client import RECORDS, SessionClient, send_body
-from tests.support.link import Link
+from tests.support.link import Link, script
 from tests.support.wires import eventually
 
 if TYPE_CHECKING:
@@ -28,28 +26,6 @@ if TYPE_CHECKING:
 
 ROUNDS = 30
 MARKER = "a-question-like-no-other"
-
-
-async def answers(exchange: Exchange) -> None:
-    await exchange.head()
-    await exchange.text("one", "two")
-
-
-async def never_ends(exchange: Exchange) -> None:
-    await exchange.head()
-    await exchange.text("one", finish=False)
-    await exchange.closed()
-
-
-@pytest.fixture
-def _never_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reply that is held back is late, however slow the machine, and not lost."""
-    monkeypatch.setattr(store, "OPERATION_TIMEOUT_SECONDS", 60.0)
-
-
-def script(name: str) -> bytes:
-    """What a call of a script holds."""
-    return load_script(name).sha.encode()
 
 
 def subscribers() -> int:

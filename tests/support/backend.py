@@ -187,3 +187,16 @@ class ScriptedBackend:
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
+
+
+async def answers(exchange: Exchange) -> None:
+    """A script: a short answer, whole."""
+    await exchange.head()
+    await exchange.text("one", "two")
+
+
+async def never_ends(exchange: Exchange) -> None:
+    """A script: an answer that goes on until the gateway hangs up."""
+    await exchange.head()
+    await exchange.text("one", finish=False)
+    await exchange.closed()

@@ -15,6 +15,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Self
 
+from gateway.store import load_script
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -142,3 +144,8 @@ async def _pass_replies(
         passed = [await fault.befall() for fault in befallen]
         if all(passed):
             writer.write(data)
+
+
+def script(name: str) -> bytes:
+    """What a call of a script holds."""
+    return load_script(name).sha.encode()
