@@ -20,8 +20,14 @@ from gateway.config import AuthMode, Config
 from gateway.core.model import GatewayError, NodeId
 from gateway.edge.chat import ChatWire
 from gateway.edge.chatpaths import ChatEndpoint, ChatPaths
+from gateway.edge.clientmodule import ClientModule
+from gateway.edge.commandpost import CommandPost
+from gateway.edge.commands import Commands
+from gateway.edge.endpoints import PREFIX, Endpoints, not_found
+from gateway.edge.fallback import Fallback
 from gateway.edge.origin import OriginPolicy, cors_signal, origin_middleware
 from gateway.edge.proxy import Proxy, remove_added_headers
+from gateway.edge.requests import BodyReader
 from gateway.edge.sdksocket import SdkWire
 from gateway.edge.socket import SessionWire
 from gateway.edge.socketloop import OpenSockets
@@ -40,8 +46,6 @@ if TYPE_CHECKING:
     from gateway.config import ListenAddress
 
 log = structlog.get_logger(__name__)
-
-SESSION_PATH = "/gateway/v1/ws"
 
 BACKLOG = 2048
 """Connections that may wait to be accepted; aiohttp's 128 is too few when a node's clients come at once."""
@@ -165,31 +169,42 @@ class Node:
     def _client_app(self, proxy: Proxy) -> web.Application:
         config = self.config
         paths = ChatPaths(config.chat_paths)
-        chat = ChatWire(config, sessions=self._sessions, proxy=proxy)
+        bodies = BodyReader(config)
+        chat = ChatWire(config, sessions=self._sessions, proxy=proxy, bodies=bodies)
         sockets = OpenSockets()
         sdk = SdkWire(config, sessions=self._sessions, sockets=sockets)
-        session = SessionWire(config, sessions=self._sessions, paths=paths, node=self.id, sockets=sockets)
+        commands = Commands(config, sessions=self._sessions, paths=paths)
+        session = SessionWire(
+            config, sessions=self._sessions, commands=commands, node=self.id, sockets=sockets
+        )
+        fallback = Fallback(config, self._sessions)
+        endpoints = Endpoints(
+            socket=session,
+            fallback=fallback,
+            commands=CommandPost(commands, bodies),
+            client=ClientModule(),
+        )
 
         def is_ours(request: web.Request) -> bool:
             raw_path = request.rel_url.raw_path
-            return raw_path.startswith("/gateway/") or paths.match(raw_path) is not None
+            return raw_path.startswith(PREFIX) or paths.match(raw_path) is not None
 
         async def dispatch(request: web.Request) -> web.StreamResponse:
             raw_path = request.rel_url.raw_path
-            if raw_path == SESSION_PATH:
-                return await session.handle(request)
+            answer = await endpoints.handle(request)
+            if answer is not None:
+                return answer
             target = paths.match(raw_path)
             if target is not None:
                 if target.endpoint is ChatEndpoint.CHAT and _asks_for_websocket(request):
                     return await sdk.handle(request, target)
                 return await chat.handle(request, target)
-            if raw_path.startswith("/gateway/") or not config.passthrough:
-                return web.Response(
-                    status=HTTPStatus.NOT_FOUND, text="unable to find this; no such endpoint\n"
-                )
+            if raw_path.startswith(PREFIX) or not config.passthrough:
+                return not_found()
             return await proxy.handle(request)
 
         async def close_sockets(_: web.Application) -> None:
+            fallback.close()
             await asyncio.gather(sockets.close(), proxy.close())
 
         policy = OriginPolicy(config)

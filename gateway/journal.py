@@ -68,6 +68,9 @@ SCRIPTS = (_BEGIN, _APPEND, _END, _CANCEL, _ABORT, _START, _TRIM, _READ, _LOOK, 
 PAGE_BYTES = 512 * 1024
 """What one read brings at the most, give or take a record: some 5,000 chunks."""
 
+NEWEST = -1
+"""For :meth:`SessionJournal.look`: the newest offset, whichever it is."""
+
 TOMBSTONE_SECONDS = 60.0
 """How long a cancel that came before its send is remembered (DESIGN: 60 s)."""
 
@@ -265,7 +268,7 @@ class SessionJournal:
         self._store.writes.tell(_TOUCH, (keys.meta, keys.journal, keys.turns), (self._ttl,))
 
     async def look(self, session: SessionId, *, offset: int = 0) -> Look:
-        """Where the session stands, and whose the record at ``offset`` is."""
+        """Where the session stands, and whose the record at ``offset`` (or :data:`NEWEST`) is."""
         keys = self._keys(session)
         epoch, last, base, turn, told = await self._store.reads.call(
             _LOOK, (keys.meta, keys.journal, keys.turns), (offset,)

@@ -14,7 +14,7 @@ import structlog
 
 from gateway import telemetry
 from gateway.core import wire
-from gateway.core.attachment import place
+from gateway.core.attachment import Place, place
 from gateway.core.model import (
     By,
     CancelResult,
@@ -26,13 +26,13 @@ from gateway.core.model import (
     Overlap,
     RecordKind,
     Refusal,
-    ResyncReason,
     SessionId,
     TurnError,
     TurnId,
     turn_tag,
 )
 from gateway.core.turn import End
+from gateway.journal import NEWEST
 from gateway.outcomes import Appended, Cancelling, Ended, Look, TurnLook
 from gateway.sends import RETRY_AFTER_SECONDS, Accepted, SendRequest, Sends, store_refusal
 from gateway.store import StoreError, StoreUnavailable
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from gateway.config import Config
+    from gateway.core.model import ResyncReason
     from gateway.hub import Hub, Subscriber
     from gateway.journal import SessionJournal
     from gateway.lease import Lease
@@ -61,15 +62,16 @@ class Attached:
 
     Attributes:
         subscriber: Pull from it; close it.
-        cursor: Where its records follow from.
-        turns: The running ones, and the newest that ended.
-        resync: Why it does not continue where the client wanted, if it does not.
+        standing: Where its records follow from, and what the client is told of the session.
     """
 
     subscriber: Subscriber
-    cursor: Cursor
-    turns: tuple[wire.TurnStatus, ...]
-    resync: ResyncReason | None
+    standing: wire.Standing
+
+    @property
+    def resync(self) -> ResyncReason | None:
+        """Why it does not continue where the client wanted, if it does not."""
+        return self.standing.resync
 
 
 class Sessions:
@@ -142,7 +144,7 @@ class Sessions:
     async def attach(
         self,
         session: SessionId,
-        after: Cursor | None,
+        after: Cursor | wire.AttachFrom,
         wake: Callable[[], None],
         *,
         carrier: str,
@@ -152,7 +154,7 @@ class Sessions:
 
         Args:
             session: Need not exist; nothing is created.
-            after: Where to continue; ``None``: from the first record kept.
+            after: Where to continue, or to begin.
             wake: Called when there may be something to pull.
             carrier: For the metrics.
             resumes: False: to follow a turn that it has just sent, which takes no abort back.
@@ -167,18 +169,20 @@ class Sessions:
             subscriber.close()
             raise
 
-    async def place(self, subscriber: Subscriber, after: Cursor | None, *, resumes: bool = True) -> Attached:
+    async def place(
+        self, subscriber: Subscriber, after: Cursor | wire.AttachFrom, *, resumes: bool = True
+    ) -> Attached:
         """Put a registered subscriber where its client wants to continue.
 
         Raises:
             Refusal: The store is away.
         """
         session = subscriber.session
-        look = await self._look(session, offset=0 if after is None else after.offset)
-        where = place(after, epoch=look.epoch, last=look.last, base=look.base, tag=look.tag)
+        look = await self._look(session, offset=after.offset if isinstance(after, Cursor) else NEWEST)
+        where = _find(after, look)
         if where.resync is not None:
             telemetry.resyncs.labels(reason=where.resync).inc()
-        elif resumes and after is not None and after.offset:
+        elif resumes and _continues(after, look):
             telemetry.resumes.labels(carrier=subscriber.carrier).inc()
         subscriber.place_at(where.cursor, last=look.last)
         if look.epoch:
@@ -186,7 +190,7 @@ class Sessions:
         if resumes:
             self._take_back_aborts(session, look.turns)
         turns = tuple(wire.TurnStatus(turn.turn, turn.state, turn.first) for turn in look.turns)
-        return Attached(subscriber, where.cursor, turns, where.resync)
+        return Attached(subscriber, wire.Standing(where.cursor, look.last, turns, where.resync))
 
     async def newest_turn(
         self, session: SessionId, *, after: Cursor | None = None, had_some: bool = False
@@ -374,3 +378,22 @@ class Sessions:
 
         self._turns.spawn(run(), name, holds=holds)
         return await result
+
+
+def _find(after: Cursor | wire.AttachFrom, look: Look) -> Place:
+    """Where an attach begins."""
+    if after is wire.AttachFrom.RUNNING:
+        running = [turn.first for turn in look.turns if turn.is_running]
+        unread = [turn.first for turn in look.turns if not (turn.is_running or turn.was_read)]
+        first = min(running or unread, default=0)
+        at_end = first < look.base
+        return Place(Cursor(look.epoch, look.last, look.tag) if at_end else Cursor(look.epoch, first - 1))
+    cursor = after if isinstance(after, Cursor) else None
+    return place(cursor, epoch=look.epoch, last=look.last, base=look.base, tag=look.tag)
+
+
+def _continues(after: Cursor | wire.AttachFrom, look: Look) -> bool:
+    """Whether an attach continues from a cursor, or joins a turn that had begun."""
+    if isinstance(after, Cursor):
+        return after.offset > 0
+    return after is wire.AttachFrom.RUNNING and any(turn.is_running for turn in look.turns)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 registry = CollectorRegistry()
 
-CARRIERS = ("websocket", "sdk-websocket", "http")
+CARRIERS = ("websocket", "sse", "long-poll", "sdk-websocket", "http")
 
 turns_ended = Counter(
     "gateway_turns_ended_total",

@@ -643,6 +643,7 @@ async def test_a_look_names_the_turn_at_an_offset(bench: Bench) -> None:
     tags = [(await bench.journal.look(SESSION, offset=offset)).tag for offset in range(5)]
     assert tags == ["", *(turn_tag(TurnId(turn)) for turn in ("t1", "t2", "t1")), ""]
     assert (await bench.journal.look(SESSION, offset=999_999_999_999_999)).tag == ""
+    assert (await bench.journal.look(SESSION, offset=journal.NEWEST)).tag == tags[3]
 
 
 async def test_a_look_knows_what_was_read_to_its_end(bench: Bench) -> None:

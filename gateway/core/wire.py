@@ -6,6 +6,7 @@ A command is one JSON object. What goes out is lines: one JSON object each, any 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 import msgspec
@@ -39,12 +40,22 @@ CommandId = str | int
 MAX_COMMAND_ID_LENGTH = 128
 
 
+class AttachFrom(StrEnum):
+    """Where an attach without a cursor begins."""
+
+    START = "start"
+    """With the first record kept."""
+    RUNNING = "running"
+    """With what runs, or ended unread; else with what comes. A reload need not cost the whole journal."""
+
+
 class Attach(msgspec.Struct, tag="attach", frozen=True):
-    """Receive a session's records: after a cursor, or from a complete state."""
+    """Receive a session's records: after a cursor, or from a complete state, or what runs."""
 
     id: CommandId
     session: str
     after: str | None = None
+    start: AttachFrom | None = msgspec.field(default=None, name="from")
 
 
 class Detach(msgspec.Struct, tag="detach", frozen=True):
@@ -63,6 +74,7 @@ class Send(msgspec.Struct, tag="send", frozen=True):
     body: msgspec.Raw
     path: str | None = None
     overlap: str | None = None
+    headers: dict[str, str] | None = None
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
@@ -177,24 +189,50 @@ def hello(*, node: str, client: str, heartbeat_seconds: float) -> bytes:
     )
 
 
-def attached(
-    identifier: CommandId,
-    session: SessionId,
-    cursor: Cursor,
-    turns: Iterable[TurnStatus],
-    resync: ResyncReason | None,
-) -> bytes:
-    """The reply to ``attach``; pushes follow from ``cursor``."""
-    reply: dict[str, object] = {
-        "type": "attached",
-        "id": identifier,
-        "session": session,
-        "cursor": str(cursor),
-        "turns": [{"turn": turn.turn, "state": turn.state, "offset": turn.offset} for turn in turns],
-    }
-    if resync is not None:
-        reply["resync"] = resync
-    return encode(reply)
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a client stands in a session.
+
+    Attributes:
+        cursor: The last record had; what follows follows from here.
+        last: Newest offset journalled when it was looked at.
+        turns: The running ones, and the newest that ended.
+        resync: Why it is not where the client wanted to continue, if it is not.
+    """
+
+    cursor: Cursor
+    last: int
+    turns: tuple[TurnStatus, ...] = ()
+    resync: ResyncReason | None = None
+
+    def members(self) -> dict[str, object]:
+        """As a client is told of it."""
+        told: dict[str, object] = {
+            "cursor": str(self.cursor),
+            "offset": self.cursor.offset,
+            "last": self.last,
+            "turns": [{"turn": turn.turn, "state": turn.state, "offset": turn.offset} for turn in self.turns],
+        }
+        if self.resync is not None:
+            told["resync"] = self.resync
+        return told
+
+
+def attached(identifier: CommandId, session: SessionId, standing: Standing) -> bytes:
+    """The reply to ``attach``; pushes follow from its cursor."""
+    return encode({"type": "attached", "id": identifier, "session": session, **standing.members()})
+
+
+def opened(session: SessionId, standing: Standing, *, heartbeat_seconds: float) -> bytes:
+    """The same as the first event of an event stream, which nobody asked for by an id."""
+    members = standing.members()
+    return encode({"type": "attached", "session": session, **members, "heartbeat": heartbeat_seconds})
+
+
+def polled(session: SessionId, standing: Standing, records: Iterable[Record]) -> bytes:
+    """The answer to a poll; the records are their lines, byte for byte."""
+    lines = [msgspec.Raw(encode_push(session, record)) for record in records]
+    return encode({**standing.members(), "records": lines})
 
 
 def ok(identifier: CommandId) -> bytes:

@@ -19,7 +19,6 @@ from gateway.config import Config, HttpDisconnect
 from gateway.core.model import (
     By,
     Cursor,
-    ErrorCode,
     Refusal,
     SessionId,
     TurnId,
@@ -34,18 +33,16 @@ from gateway.edge.headers import downstream_headers, upstream_request_headers
 from gateway.edge.replies import failed_response, refusal_response
 from gateway.edge.turnstream import TurnStream
 from gateway.opening import Answered, NotOpened, Opening, Streaming
-from gateway.sends import RETRY_AFTER_SECONDS, Accepted, SendRequest
+from gateway.sends import Accepted, SendRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.edge.proxy import Proxy
+    from gateway.edge.requests import BodyReader
     from gateway.sessions import Sessions
 
 log = structlog.get_logger(__name__)
-
-BODY_SECONDS = 60.0
-"""How long a body may take; nginx's client_body_timeout is 60 s between two reads."""
 
 CLIENT_IS_GONE = 499
 """nginx's number, seen in logs only."""
@@ -77,15 +74,15 @@ class ChatWire:
         config: For policies and bounds.
         sessions: The verbs.
         proxy: For a POST that names no session.
+        bodies: Reads them; one reader for the whole node, which bounds what all of them hold.
     """
 
-    def __init__(self, config: Config, *, sessions: Sessions, proxy: Proxy) -> None:
+    def __init__(self, config: Config, *, sessions: Sessions, proxy: Proxy, bodies: BodyReader) -> None:
         self._config = config
         self._sessions = sessions
         self._proxy = proxy
         self._stream = TurnStream(config, sessions)
-        self._unread_bytes = 0
-        """Of bodies that are being read, on all connections."""
+        self._bodies = bodies
 
     async def handle(self, request: web.Request, target: ChatTarget) -> web.StreamResponse:
         """Answer one request for a chat path."""
@@ -125,7 +122,7 @@ class ChatWire:
     # -- sending
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
-        raw = await self._read_body(request)
+        raw = await self._bodies.read(request)
         body = _chat_body(raw, self._config.session_field)
         if body is None or body.session is None:
             return await self._proxy.handle(request, body=raw)
@@ -157,32 +154,6 @@ class ChatWire:
         finally:
             # Whatever became of the sender, the producer need not keep the backend's answer for it.
             released.set()
-
-    async def _read_body(self, request: web.Request) -> bytes:
-        pieces: list[bytes] = []
-        size = 0
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                async for piece in request.content.iter_any():
-                    pieces.append(piece)
-                    size += len(piece)
-                    self._unread_bytes += len(piece)
-                    self._check_room(size)
-        except TimeoutError:
-            raise web.HTTPRequestTimeout(text="unable to read the body; it came too slowly\n") from None
-        finally:
-            self._unread_bytes -= size
-        return b"".join(pieces)
-
-    def _check_room(self, size: int) -> None:
-        if size > self._config.max_body_bytes:
-            message = (
-                f"unable to read a body of more than {self._config.max_body_bytes} bytes (GATEWAY_MAX_BODY)"
-            )
-            raise Refusal(ErrorCode.TOO_LARGE, message)
-        if self._unread_bytes > self._config.max_buffer_bytes:
-            message = "unable to read the body; all that arrive now are more than GATEWAY_MAX_BUFFER"
-            raise Refusal(ErrorCode.RATE_LIMITED, message, retry_after_seconds=RETRY_AFTER_SECONDS)
 
     async def _answer(self, request: web.Request, accepted: Accepted) -> web.StreamResponse:
         """The turn as the backend's answer to this very request."""

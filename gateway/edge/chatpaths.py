@@ -8,9 +8,9 @@ import secrets
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
-from gateway.core.model import ClientId, Refusal, bad_request, client_id, session_id
+from gateway.core.model import ClientId, Refusal, bad_request, client_id
+from gateway.edge.requests import session_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,10 +53,7 @@ class ChatTarget:
         Raises:
             Refusal: The path names none that can be.
         """
-        try:
-            return session_id(unquote(self.segment, errors="strict"))
-        except UnicodeDecodeError:
-            raise bad_request("unable to use the session id; the path is no UTF-8") from None
+        return session_of(self.segment)
 
 
 class ChatPaths:

@@ -21,7 +21,7 @@ from gateway.core.model import (
 )
 from gateway.core.sendbody import read_body
 from gateway.edge.chatpaths import named_client
-from gateway.edge.socket import handed_on
+from gateway.edge.commands import handed_on
 from gateway.edge.socketloop import FRAME_BYTES, OpenSockets, SocketLoop
 from gateway.hub import Resync
 from gateway.sends import SendRequest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,35 +9,18 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from gateway.core import wire
-from gateway.core.model import (
-    By,
-    ClientId,
-    Cursor,
-    ErrorCode,
-    Overlap,
-    RecordKind,
-    Refusal,
-    SessionId,
-    bad_request,
-    client_id,
-    session_id,
-    turn_id,
-)
-from gateway.core.sendbody import read_body, with_session
-from gateway.edge.headers import SOCKET_HEADERS, socket_headers, upstream_request_headers
+from gateway.core.model import By, ErrorCode, Refusal, SessionId, bad_request, session_id
+from gateway.edge.commands import client_of, in_pieces, read_to_their_end, wanted_place
 from gateway.edge.replies import refusal_response
 from gateway.edge.socketloop import FRAME_BYTES, OpenSockets, SocketLoop
 from gateway.hub import Resync
-from gateway.sends import Accepted, SendRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from multidict import CIMultiDict
-
     from gateway.config import Config
     from gateway.core.model import Record
-    from gateway.edge.chatpaths import ChatPaths
+    from gateway.edge.commands import Commands
     from gateway.hub import Subscriber
     from gateway.sessions import Attached, Sessions
 
@@ -53,25 +35,24 @@ class SessionWire:
     Args:
         config: For policies and bounds.
         sessions: The verbs.
-        paths: Which chat paths a send may name.
+        commands: Those that other carriers have as well.
         node: Told in ``hello``.
         sockets: Where the node finds its open ones.
     """
 
     def __init__(
-        self, config: Config, *, sessions: Sessions, paths: ChatPaths, node: str, sockets: OpenSockets
+        self, config: Config, *, sessions: Sessions, commands: Commands, node: str, sockets: OpenSockets
     ) -> None:
         self.config = config
         self.sessions = sessions
-        self.paths = paths
+        self.commands = commands
         self.node = node
         self._sockets = sockets
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one socket."""
         try:
-            named = request.query.get("client")
-            client = ClientId(f"c-{secrets.token_hex(8)}") if named is None else client_id(named)
+            client = client_of(request)
             if not web.WebSocketResponse(protocols=(wire.SUBPROTOCOL,)).can_prepare(request):
                 raise bad_request("unable to serve this URL without a WebSocket upgrade")
             offered = request.headers.get("Sec-WebSocket-Protocol")
@@ -149,7 +130,7 @@ class SessionSocket(SocketLoop):
                 case wire.Send():
                     await self._send(command)
                 case wire.Cancel():
-                    await self._cancel(command)
+                    self.reply(await self._wire.commands.cancel(command, self._by))
                 case wire.Ping():
                     self.reply(wire.pong(command.id))
         except Refusal as refusal:
@@ -157,7 +138,7 @@ class SessionSocket(SocketLoop):
 
     async def _attach(self, command: wire.Attach) -> None:
         session = session_id(command.session)
-        after = None if command.after is None else Cursor.parse(command.after)
+        after = wanted_place(command.after, command.start)
         self._left.discard(session)
         known = self._attached.get(session)
         if known is None:
@@ -172,7 +153,7 @@ class SessionSocket(SocketLoop):
                 (owner, records) for owner, records in self._taken if owner is not known.subscriber
             ]
         self._attached[session] = attached
-        self.reply(wire.attached(command.id, session, attached.cursor, attached.turns, attached.resync))
+        self.reply(wire.attached(command.id, session, attached.standing))
 
     def _detach(self, session: SessionId) -> None:
         attached = self._attached.pop(session, None)
@@ -181,27 +162,9 @@ class SessionSocket(SocketLoop):
             self._taken = [(owner, rest) for owner, rest in self._taken if owner is not attached.subscriber]
 
     async def _send(self, command: wire.Send) -> None:
-        session = session_id(command.session)
-        config = self._wire.config
-        raw = with_session(bytes(command.body), session=session, session_field=config.session_field)
-        try:
-            overlap = config.overlap if command.overlap is None else Overlap(command.overlap)
-        except ValueError:
-            known = ", ".join(Overlap)
-            raise bad_request(
-                f"unable to send with overlap {command.overlap!r:.60}; known are {known}"
-            ) from None
-        request = SendRequest(
-            session=session,
-            turn=turn_id(command.turn),
-            body=read_body(raw, session_field=config.session_field),
-            path=self._wire.paths.chosen(command.path),
-            headers=handed_on(self.request, {}, config),
-            by=self._by,
-            overlap=overlap,
-        )
         # As long as the session is in `_sending`, no record of it goes out: the reply comes first.
-        accepted = await self._sessions.send(request, accepted=lambda done: self._accepted(command, done))
+        accepted = await self._wire.commands.send(self.request, command, self._by, self.reply)
+        session = accepted.session
         if session in self._attached or session in self._left:
             return
         attached = await self._sessions.attach(
@@ -215,26 +178,10 @@ class SessionSocket(SocketLoop):
         else:
             self._attached[session] = attached
 
-    def _accepted(self, command: wire.Send, accepted: Accepted) -> None:
-        self.reply(
-            wire.accepted(
-                command.id,
-                accepted.session,
-                accepted.turn,
-                accepted.before,
-                duplicate=accepted.duplicate,
-            )
-        )
-
-    async def _cancel(self, command: wire.Cancel) -> None:
-        turn = None if command.turn is None else turn_id(command.turn)
-        results = await self._sessions.cancel(session_id(command.session), turn, self._by)
-        self.reply(wire.cancelled(command.id, results))
-
     # -- pushes
 
     async def gather(self) -> list[bytes]:
-        """Replies, then what is new of each session, as one frame of lines."""
+        """Replies, then what is new of each session, as frames of lines."""
         size = sum(record.size for _, records in self._taken for record in records)
         lost: list[bytes] = []
         waiting = {owner for owner, _ in self._taken}
@@ -255,8 +202,7 @@ class SessionSocket(SocketLoop):
             if records and self._is_attached(session, subscriber):
                 self._taken.append((subscriber, records))
                 size += sum(record.size for record in records)
-        lines = [*self.take_replies(), *lost, *self._lines()]
-        return [b"\n".join(lines)] if lines else []
+        return list(in_pieces([*self.take_replies(), *lost, *self._lines()], b"\n"))
 
     def _is_attached(self, session: SessionId, subscriber: Subscriber) -> bool:
         attached = self._attached.get(session)
@@ -272,19 +218,16 @@ class SessionSocket(SocketLoop):
                 held.append((subscriber, records))
                 continue
             lines += [wire.encode_push(session, record) for record in records]
-            for record in records:
-                if record.kind is RecordKind.TURN_END:
-                    self._read_to_its_end(session, record)
+            self._note_read(session, records)
         self._taken = held
         return lines
 
-    def _read_to_its_end(self, session: SessionId, record: Record) -> None:
-        """Noted when it is handed to the socket; older turns than were told of are old news."""
+    def _note_read(self, session: SessionId, records: Sequence[Record]) -> None:
+        """What has come to its end is noted when it is handed to the socket."""
         attached = self._attached.get(session)
-        told = {turn.turn: turn for turn in attached.turns} if attached is not None else {}
-        first_news = min((turn.offset for turn in told.values()), default=0)
-        if record.offset >= first_news:
-            self.when_written(partial(self._sessions.was_read_soon, session, record.turn))
+        turns = () if attached is None else attached.standing.turns
+        for turn in read_to_their_end(turns, records):
+            self.when_written(partial(self._sessions.was_read_soon, session, turn))
 
     def heartbeat(self) -> bytes:
         """After a silence."""
@@ -294,18 +237,3 @@ class SessionSocket(SocketLoop):
         """The client is gone: detach from everything."""
         for session in list(self._attached):
             self._detach(session)
-
-
-def handed_on(request: web.Request, frame: dict[str, str], config: Config) -> CIMultiDict[str]:
-    """The headers of a socket's send, as the backend gets them."""
-    allowed = SOCKET_HEADERS | frozenset(config.forward_headers)
-    headers = upstream_request_headers(
-        socket_headers(request.headers, frame, allowed),
-        peer=request.remote or "",
-        scheme=request.scheme,
-        host=request.headers.get("Host", ""),
-        ask_identity=True,
-    )
-    headers["Content-Type"] = "application/json"
-    headers["Accept"] = "*/*"
-    return headers

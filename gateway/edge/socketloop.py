@@ -211,10 +211,10 @@ class SocketLoop(abc.ABC):
                 self.pulse.wrote()
 
     async def _write_frames(self, frames: list[bytes]) -> None:
-        self.pulse.writing()
         for frame in frames:
+            self.pulse.writing()
             await self._socket.send_frame(frame, WSMsgType.TEXT)
-        self.pulse.wrote()
+            self.pulse.wrote()
         callbacks, self._when_written = self._when_written, []
         for callback in callbacks:
             callback()

@@ -2,14 +2,16 @@
 -- Tells where a session stands.
 --
 -- KEYS: meta, journal, turns
--- ARGV: 1 an offset whose turn is asked for
+-- ARGV: 1 an offset whose turn is asked for; -1: the newest
 --
 -- Returns {epoch or '', newest offset, oldest offset kept, turn at the offset or '',
 --          {{turn, state, first, node, read or ''}, ...}}: running ones, then the newest that ended
 local meta, journal, turns = KEYS[1], KEYS[2], KEYS[3]
 local epoch, last, base = head_of(meta, journal)
 if not epoch then return {'', 0, 1, '', {}} end
-local entry = redis.call('XRANGE', journal, entry_id(tonumber(ARGV[1])), entry_id(tonumber(ARGV[1])))
+local asked = tonumber(ARGV[1])
+if asked < 0 then asked = last end
+local entry = redis.call('XRANGE', journal, entry_id(asked), entry_id(asked))
 local told = {}
 local function tell(member)
   local first, turn = split_member(member)

@@ -27,7 +27,7 @@ from gateway.core.model import (
 from gateway.core.sse import ServerSentEvent
 from gateway.core.turn import End
 from gateway.core.uistream import read_chunk
-from gateway.core.wire import Attach, BadCommand, Cancel, Command, Detach, Ping, parse_command
+from gateway.core.wire import Attach, AttachFrom, BadCommand, Cancel, Command, Detach, Ping, parse_command
 
 S = SessionId("s{1}/ö")
 T = TurnId("t1")
@@ -40,6 +40,9 @@ CURSOR = Cursor("9f", 7, "abc123")
         ('{"type":"attach","id":"1","session":"s"}', Attach("1", "s")),
         ('{"type":"attach","id":1,"session":"s","after":"e.1.t"}', Attach(1, "s", "e.1.t")),
         ('{"type":"attach","id":1,"session":"s","after":null}', Attach(1, "s")),
+        ('{"type":"attach","id":1,"session":"s","from":null}', Attach(1, "s")),
+        ('{"type":"attach","id":1,"session":"s","from":"start"}', Attach(1, "s", None, AttachFrom.START)),
+        ('{"type":"attach","id":1,"session":"s","from":"running"}', Attach(1, "s", None, AttachFrom.RUNNING)),
         ('{"session":"s","id":-3,"type":"detach"}', Detach(-3, "s")),
         ('{"type":"cancel","id":"1","session":"s"}', Cancel("1", "s")),
         ('{"type":"cancel","id":"1","session":"s","turn":"t"}', Cancel("1", "s", "t")),
@@ -59,17 +62,17 @@ def test_a_command_is_read(frame: str | bytes, command: Command) -> None:
 def test_a_sends_body_is_kept_as_it_came() -> None:
     """The backend gets the client's bytes, not ours."""
     frame = (
-        '{"type":"send","id":1,"session":"s","turn":"t","path":"/p","overlap":"reject",'
+        '{"type":"send","id":1,"session":"s","turn":"t","path":"/p","overlap":"reject","headers":{"X":"y"},'
         '"body":{ "a" : 1.00, "b":12345678901234567890123 }}'
     )
     command = parse_command(frame)
     assert isinstance(command, wire.Send)
     assert (command.id, command.session, command.turn) == (1, "s", "t")
-    assert (command.path, command.overlap) == ("/p", "reject")
+    assert (command.path, command.overlap, command.headers) == ("/p", "reject", {"X": "y"})
     assert bytes(command.body) == b'{ "a" : 1.00, "b":12345678901234567890123 }'
     bare = parse_command('{"type":"send","id":1,"session":"s","turn":"t","body":[]}')
     assert isinstance(bare, wire.Send)
-    assert (bare.path, bare.overlap, bytes(bare.body)) == (None, None, b"[]")
+    assert (bare.path, bare.overlap, bare.headers, bytes(bare.body)) == (None, None, None, b"[]")
 
 
 LONG = "x" * 129
@@ -113,6 +116,8 @@ BAD: list[tuple[str, object, str]] = [
     ('{"type":"attach","id":"a","session":5}', "a", r"the attach command; .*\$.session"),
     ('{"type":"attach","id":"a","session":null}', "a", r"the attach command; .*\$.session"),
     ('{"type":"attach","id":"a","session":"s","after":7}', "a", r"the attach command; .*\$.after"),
+    ('{"type":"attach","id":"a","session":"s","from":"end"}', "a", r"the attach command; .*'end'.*\$.from"),
+    ('{"type":"attach","id":"a","session":"s","from":1}', "a", r"the attach command; .*\$.from"),
     ('{"type":"detach","id":"a"}', "a", "the detach command; .*`session`"),
     ('{"type":"cancel","id":"a","session":"s","turn":["t"]}', "a", r"the cancel command; .*\$.turn"),
     ('{"type":"send","id":"a","session":"s","turn":"t"}', "a", "the send command; .*`body`"),
@@ -120,6 +125,8 @@ BAD: list[tuple[str, object, str]] = [
     ('{"type":"send","id":"a","session":"s","turn":5,"body":{}}', "a", r"the send command; .*\$.turn"),
     ('{"type":"send","id":"a","session":"s","turn":"t","body":{},"path":1}', "a", r"\$.path"),
     ('{"type":"send","id":"a","session":"s","turn":"t","body":{},"overlap":{}}', "a", r"\$.overlap"),
+    ('{"type":"send","id":"a","session":"s","turn":"t","body":{},"headers":[]}', "a", r"\$.headers"),
+    ('{"type":"send","id":"a","session":"s","turn":"t","body":{},"headers":{"a":1}}', "a", r"\$.headers"),
 ]
 
 
@@ -148,7 +155,9 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
     max_leaves=4,
 )
-member_names = st.sampled_from(["type", "id", "session", "turn", "body", "after", "path", "overlap"])
+member_names = st.sampled_from(
+    ["type", "id", "session", "turn", "body", "after", "from", "path", "overlap", "headers"]
+)
 
 
 @given(
@@ -200,6 +209,13 @@ def test_a_record_is_one_line(kind: bytes, record: Record, members: bytes) -> No
     assert wire.encode_push(S, record) is line, "every client gets the same bytes, made once"
 
 
+def test_a_poll_brings_the_very_lines_of_the_socket() -> None:
+    """Byte for byte: numbers and odd spacing of the backend's are not read and written again."""
+    records = [Record(record.cursor, record.turn, record.draft) for record, _ in RECORDS]
+    lines = b",".join(wire.encode_push(S, record) for record in records)
+    assert b'"records":[' + lines + b"]" in wire.polled(S, wire.Standing(CURSOR, 7), records)
+
+
 @given(
     session=st.text(min_size=1, max_size=20),
     value=json_values,
@@ -225,11 +241,17 @@ R = ResyncReason.TRIMMED
 REPLIES: list[tuple[bytes, object]] = [
     (wire.hello(node="n", client="c", heartbeat_seconds=25),
      {"type": "hello", "protocol": 1, "node": "n", "client": "c", "heartbeat": 25}),
-    (wire.attached("1", S, CURSOR, [], None),
-     {"type": "attached", "id": "1", "session": S, "cursor": "9f.7.abc123", "turns": []}),
-    (wire.attached(2, S, CURSOR, [wire.TurnStatus(T, "running", 5)], R),
-     {"type": "attached", "id": 2, "session": S, "cursor": "9f.7.abc123", "resync": "trimmed",
-      "turns": [{"turn": "t1", "state": "running", "offset": 5}]}),
+    (wire.attached("1", S, wire.Standing(CURSOR, 9)),
+     {"type": "attached", "id": "1", "session": S, "cursor": "9f.7.abc123", "offset": 7, "last": 9,
+      "turns": []}),
+    (wire.attached(2, S, wire.Standing(CURSOR, 7, (wire.TurnStatus(T, "running", 5),), R)),
+     {"type": "attached", "id": 2, "session": S, "cursor": "9f.7.abc123", "offset": 7, "last": 7,
+      "resync": "trimmed", "turns": [{"turn": "t1", "state": "running", "offset": 5}]}),
+    (wire.opened(S, wire.Standing(CURSOR, 9), heartbeat_seconds=25),
+     {"type": "attached", "session": S, "cursor": "9f.7.abc123", "offset": 7, "last": 9, "turns": [],
+      "heartbeat": 25}),
+    (wire.polled(S, wire.Standing(CURSOR, 9, (), R), []),
+     {"cursor": "9f.7.abc123", "offset": 7, "last": 9, "turns": [], "resync": "trimmed", "records": []}),
     (wire.ok("1"), {"type": "ok", "id": "1"}),
     (wire.pong(2**80), {"type": "pong", "id": 2**80}),
     (wire.accepted(0, S, T, CURSOR, duplicate=False),

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 
-from gateway.edge import chat
+from gateway.edge import requests
 from tests.support.backend import Exchange, ScriptedBackend
 from tests.support.client import WAIT_SECONDS, SessionClient, send_body
 from tests.support.wires import HttpChat, SdkClient, eventually
@@ -342,7 +342,7 @@ async def test_a_body_that_does_not_come_ends_the_request(
     make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that gives nothing must not hold anything for ever; one that leaves is no fault."""
-    monkeypatch.setattr(chat, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr(requests, "BODY_SECONDS", 0.1)
     async with ScriptedBackend(answers) as backend:
         node = await make_node(backend.url)
         head = f"POST /api/chat HTTP/1.1\r\nHost: {node.address}\r\nContent-Length: 100\r\n\r\n{{".encode()
@@ -350,7 +350,7 @@ async def test_a_body_that_does_not_come_ends_the_request(
         writer.write(head)
         assert b" 408 " in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT_SECONDS)
         writer.transport.abort()
-        monkeypatch.setattr(chat, "BODY_SECONDS", 60.0)
+        monkeypatch.setattr(requests, "BODY_SECONDS", 60.0)
         for _ in range(5):
             reader, writer = await asyncio.open_connection(*node.address.split(":"))
             writer.write(head)

@@ -1,0 +1,255 @@
+"""The session protocol where no WebSocket passes: a session's records by event stream or long-poll.
+
+Each request stands for itself: what it gets follows from the cursor that it brings, so a client may change
+between these carriers and the socket whenever it likes, in the middle of a turn too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import structlog
+from aiohttp import web
+
+from gateway.core import wire
+from gateway.core.model import Cursor, Refusal, bad_request
+from gateway.core.sse import encode_comment, encode_event
+from gateway.edge.commands import (
+    CLIENT_IS_GONE,
+    answered,
+    client_of,
+    in_pieces,
+    read_to_their_end,
+    refused,
+    wanted_place,
+)
+from gateway.edge.connection import cut_when_stalled
+from gateway.edge.pulse import Pulse
+from gateway.edge.requests import session_of
+from gateway.edge.socketloop import FRAME_BYTES
+from gateway.hub import Resync
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+    from gateway.config import Config
+    from gateway.core.model import Record, ResyncReason, SessionId
+    from gateway.hub import Subscriber
+    from gateway.sessions import Attached, Sessions
+
+log = structlog.get_logger(__name__)
+
+EVENT_STREAM = "text/event-stream"
+STREAM_CARRIER = "sse"
+POLL_CARRIER = "long-poll"
+
+MAX_WAIT_SECONDS = 30
+"""What a poll may ask to wait: half of what proxies allow a silent request."""
+
+_WAIT = re.compile(r"\d{1,2}(?:\.\d{1,6})?", re.ASCII)
+_HEARTBEAT = encode_comment("heartbeat")
+
+_STREAM_HEADERS = {
+    "Content-Type": EVENT_STREAM,
+    "Cache-Control": "no-cache, no-transform",
+    "X-Accel-Buffering": "no",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Fallback:
+    """Serves ``GET /gateway/v1/sessions/{session}/events``.
+
+    Args:
+        config: For the heartbeat.
+        sessions: The verbs.
+    """
+
+    def __init__(self, config: Config, sessions: Sessions) -> None:
+        self._heartbeat_seconds = config.heartbeat_seconds
+        self._sessions = sessions
+        self._stopping = False
+        self._waiting: set[Callable[[], None]] = set()
+
+    def close(self) -> None:
+        """The node is stopping: streams end once what is due is written, polls are answered now."""
+        self._stopping = True
+        for wake in self._waiting:
+            wake()
+
+    async def handle(self, request: web.Request, segment: str) -> web.StreamResponse:
+        """Answer a request for a session's records: a stream, or one poll.
+
+        Args:
+            request: A GET.
+            segment: The session, as the path names it.
+        """
+        try:
+            session = session_of(segment)
+            client_of(request)  # nobody is told of it yet, but a bad one is never good
+            if EVENT_STREAM in request.headers.get("Accept", "").lower():
+                return await self._stream(request, session)
+            return await self._poll(request, session)
+        except Refusal as refusal:
+            return refused(None, refusal)
+        except ConnectionError:
+            # The client is gone, which is its right; nobody reads what is returned.
+            return web.Response(status=CLIENT_IS_GONE)
+
+    async def _stream(self, request: web.Request, session: SessionId) -> web.StreamResponse:
+        after = _place_asked(request, request.headers.get("Last-Event-ID", ""))
+        pulse = Pulse(self._heartbeat_seconds, lambda: _drop(request))
+        attached = None
+        try:
+            attached = await self._sessions.attach(session, after, pulse.wake, carrier=STREAM_CARRIER)
+            response = web.StreamResponse(headers=_STREAM_HEADERS)
+            await response.prepare(request)
+
+            async def write(data: bytes) -> None:
+                pulse.writing()
+                await response.write(data)
+                pulse.wrote()
+
+            with self._woken_at_stop(pulse.wake):
+                await self._write_events(write, attached, pulse)
+            await response.write_eof()
+        finally:
+            pulse.close()
+            if attached is not None:
+                attached.subscriber.close()
+        return response
+
+    async def _write_events(
+        self, write: Callable[[bytes], Awaitable[None]], attached: Attached, pulse: Pulse
+    ) -> None:
+        """Until the node stops or the client cannot continue; one that leaves ends the handler."""
+        subscriber, standing = attached.subscriber, attached.standing
+        session = subscriber.session
+        first = wire.opened(session, standing, heartbeat_seconds=self._heartbeat_seconds)
+        await write(encode_event(first, event="attached", identifier=str(standing.cursor)))
+        while True:
+            if subscriber.has_more:
+                try:
+                    records = await subscriber.pull()
+                except Resync as resync:
+                    await write(encode_event(wire.resync(session, resync.reason), event="resync"))
+                    return
+                for data in in_pieces(_event(session, record) for record in records):
+                    await write(data)
+                self._note_read(attached, records)
+            elif self._stopping:
+                return
+            elif not await pulse.wait():
+                await write(_HEARTBEAT)
+
+    async def _poll(self, request: web.Request, session: SessionId) -> web.StreamResponse:
+        after = _place_asked(request)
+        wait_seconds = _wait_asked(request)
+        attached, records = await self._wait(session, after, wait_seconds)
+        standing = attached.standing
+        if records:
+            cursor = records[-1].cursor
+            standing = replace(standing, cursor=cursor, last=max(standing.last, cursor.offset))
+        response = answered(wire.polled(session, standing, records))
+        with cut_when_stalled(request.transport):
+            await response.prepare(request)
+            await response.write_eof()
+        self._note_read(attached, records)
+        return response
+
+    async def _wait(
+        self, session: SessionId, after: Cursor | wire.AttachFrom, wait_seconds: float
+    ) -> tuple[Attached, Sequence[Record]]:
+        """What one poll is answered, and where it stood; its subscriber is closed."""
+        deadline = asyncio.get_running_loop().time() + wait_seconds
+        # A poll that waits behind a cursor is no new attach: the client has been there all the time.
+        resumes = not (wait_seconds and isinstance(after, Cursor))
+        woken = asyncio.Event()
+        lost: ResyncReason | None = None
+        while True:
+            attached = await self._sessions.attach(
+                session, after, woken.set, carrier=POLL_CARRIER, resumes=resumes
+            )
+            if lost is not None:
+                attached = replace(attached, standing=replace(attached.standing, resync=lost))
+            try:
+                with self._woken_at_stop(woken.set):
+                    until = deadline if attached.resync is None else 0.0
+                    return attached, await self._next_records(attached.subscriber, woken, until)
+            except Resync as resync:
+                # It starts from a complete state in the same answer, as when its cursor had been lost before.
+                after, resumes, lost = wire.AttachFrom.START, False, resync.reason
+            finally:
+                attached.subscriber.close()
+
+    async def _next_records(
+        self, subscriber: Subscriber, woken: asyncio.Event, deadline: float
+    ) -> Sequence[Record]:
+        """As soon as there are some; none at the deadline, and when the node stops."""
+        while True:
+            woken.clear()
+            if subscriber.has_more and (records := await subscriber.pull()):
+                return _one_answer(records)
+            if self._stopping or asyncio.get_running_loop().time() >= deadline:
+                return ()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await woken.wait()
+
+    @contextlib.contextmanager
+    def _woken_at_stop(self, wake: Callable[[], None]) -> Iterator[None]:
+        self._waiting.add(wake)
+        try:
+            yield
+        finally:
+            self._waiting.discard(wake)
+
+    def _note_read(self, attached: Attached, records: Sequence[Record]) -> None:
+        """What was written to its end is not told once more after a reload."""
+        for turn in read_to_their_end(attached.standing.turns, records):
+            self._sessions.was_read_soon(attached.subscriber.session, turn)
+
+
+def _place_asked(request: web.Request, last_event_id: str = "") -> Cursor | wire.AttachFrom:
+    if last_event_id:
+        # An EventSource asks for the same URL again; what it has had since counts.
+        return Cursor.parse(last_event_id)
+    named = request.query.get("from")
+    try:
+        start = None if named is None else wire.AttachFrom(named)
+    except ValueError:
+        known = ", ".join(wire.AttachFrom)
+        raise bad_request(f"unable to attach from {named!r:.60}; known are {known}") from None
+    return wanted_place(request.query.get("after"), start)
+
+
+def _wait_asked(request: web.Request) -> float:
+    asked = request.query.get("wait", "0")
+    if not _WAIT.fullmatch(asked) or float(asked) > MAX_WAIT_SECONDS:
+        raise bad_request(f"unable to wait for {asked!r:.60}; say seconds, from 0 to {MAX_WAIT_SECONDS}")
+    return float(asked)
+
+
+def _one_answer(records: Sequence[Record]) -> Sequence[Record]:
+    """As many as one answer holds, and at least one."""
+    size = 0
+    for count, record in enumerate(records, start=1):
+        size += record.size
+        if size >= FRAME_BYTES:
+            return records[:count]
+    return records
+
+
+def _event(session: SessionId, record: Record) -> bytes:
+    return encode_event(wire.encode_push(session, record), identifier=str(record.cursor))
+
+
+def _drop(request: web.Request) -> None:
+    """The peer takes nothing: end the connection at once."""
+    log.info("socket.dropped", reason="too-slow")
+    if request.transport is not None:
+        request.transport.abort()
