@@ -1,5 +1,5 @@
 # Everything a newcomer needs: `make demo`, `make test`, `make run GATEWAY_UPSTREAM=http://...`.
-# Each target installs what it needs into .venv and tests/node/node_modules, once.
+# Each target installs what it needs into .venv, client/node_modules and tests/node/node_modules, once.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -12,8 +12,13 @@ VERSION := $(if $(PYTHON),$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.
 VENV ?= .venv
 BIN := $(VENV)/bin
 NODE := tests/node
+CLIENT := client
+# What the gateway serves at /gateway/v1/client.js; the last that `npm run build` writes.
+CLIENT_MODULE := gateway/edge/static/client.js
+# With the folders, whose times tell that a file has gone.
+CLIENT_SOURCE := $(shell find $(CLIENT)/src)
 
-.PHONY: help setup run demo test test-core lint bench lock clean
+.PHONY: help setup client run demo test test-client test-core lint bench lock clean
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,34 +34,52 @@ $(VENV)/.installed-$(VERSION): requirements/dev.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+client: $(CLIENT_MODULE) ## Build the npm package and the module that the gateway serves
+
+$(CLIENT)/node_modules/.installed: $(CLIENT)/package.json $(CLIENT)/package-lock.json
+	@command -v npm >/dev/null || { echo "unable to find npm; the client is built with it: install Node 20.19 or newer"; exit 1; }
+	@echo "Installing what builds and tests the client"
+	@cd $(CLIENT) && npm ci >/dev/null
+	@touch $@
+
+$(CLIENT_MODULE): $(CLIENT)/node_modules/.installed $(CLIENT_SOURCE) $(CLIENT)/tsconfig.json $(CLIENT)/tsconfig.build.json
+	@cd $(CLIENT) && npm run --silent build
+	@touch $@
+
 $(NODE)/node_modules/.installed: $(NODE)/package.json $(NODE)/package-lock.json
 	@command -v npm >/dev/null || { echo "unable to find npm; the tests drive the real AI SDK with it"; exit 1; }
 	@echo "Installing the real AI SDK (5, 6 and 7) for the tests"
 	@cd $(NODE) && npm ci --silent --no-audit --no-fund
 	@touch $@
 
-$(NODE)/dist/main.js: $(NODE)/node_modules/.installed $(wildcard $(NODE)/page/*)
+# The page, and the client for each major of the SDK.
+$(NODE)/dist/main.js: $(NODE)/node_modules/.installed $(NODE)/build.mjs $(wildcard $(NODE)/page/*) $(CLIENT_MODULE)
 	@cd $(NODE) && npm run --silent build
 	@touch $@
 
-run: setup ## Run in front of a backend: make run GATEWAY_UPSTREAM=http://127.0.0.1:3000
+run: setup client ## Run in front of a backend: make run GATEWAY_UPSTREAM=http://127.0.0.1:3000
 	@exec $(BIN)/session-gateway
 
-demo: setup ## Run the product with a built-in backend and page
+demo: setup client ## Run the product with a built-in backend and page
 	@exec $(BIN)/session-gateway demo
 
-test: setup $(NODE)/dist/main.js ## All tests: real Valkey, real AI SDK, real browser
+test: setup test-client $(NODE)/dist/main.js ## All tests: real Valkey, real AI SDK, real browser
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+
+test-client: client ## The client's own tests: needs no Python
+	@cd $(CLIENT) && npm test --silent
 
 test-core: setup ## The core and the journal only: no Node needed
 	@$(BIN)/python -m pytest tests/core tests/test_journal.py tests/test_store.py $(PYTEST)
 
-lint: setup ## Format, lint, types, import rules
+lint: setup $(CLIENT)/node_modules/.installed $(NODE)/node_modules/.installed ## Format, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
+	@cd $(CLIENT) && npm run --silent lint
+	@cd $(CLIENT) && npm run --silent check
 
 bench: setup ## Latency, throughput, CPU and memory beside nginx, in one run
 	@$(BIN)/python -m bench $(BENCH)
@@ -67,4 +90,5 @@ lock: setup ## Compile the locks from pyproject.toml
 		pyproject.toml "$$@" -o requirements/$$file.txt; done
 
 clean: ## Remove what was installed and built
-	rm -rf $(VENV) $(NODE)/node_modules $(NODE)/dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(NODE)/node_modules $(NODE)/dist $(CLIENT)/node_modules $(CLIENT)/dist $(CLIENT)/LICENSE $(CLIENT_MODULE) \
+		.pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

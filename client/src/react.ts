@@ -1,0 +1,110 @@
+/** `useGatewayChat`: `useChat`, with what others do, and a Stop that stops. */
+import { Chat, type UseChatHelpers, useChat } from '@ai-sdk/react'
+import type { ChatInit, UIMessage } from 'ai'
+import { useCallback, useEffect, useMemo, useRef, useState, useSyncExternalStore } from 'react'
+import type { ConnectionStatus } from './connection.js'
+import type { TurnEnd } from './errors.js'
+import { observe } from './observe.js'
+import type { GatewayChatTransport } from './transport.js'
+
+/** How long the turn's end may take to arrive behind the answer of its cancel, and a cancel on a network that is away. */
+const STOP_PATIENCE_MS = 2_000
+const LOOK_MS = 20
+
+interface CommonOptions<M extends UIMessage> {
+  /** Make it once, outside of the component or in `useMemo`; it may serve many chats. */
+  readonly transport: GatewayChatTransport<M>
+  /** Wait so long between two renderings, in milliseconds. */
+  readonly experimental_throttle?: number
+}
+
+/** As `useChat`'s; `resume` is always on, since what runs when the page is loaded is shown like what others do. */
+export type UseGatewayChatOptions<M extends UIMessage = UIMessage> = CommonOptions<M> &
+  (
+    | ({ readonly chat: Chat<M> } & Partial<Record<keyof Omit<ChatInit<M>, 'transport'>, never>>)
+    | Omit<ChatInit<M>, 'transport'>
+  )
+
+export type UseGatewayChatHelpers<M extends UIMessage = UIMessage> = UseChatHelpers<M> & {
+  /** The state of the connection, for a UI. */
+  connection: ConnectionStatus
+  /** How the newest turn ended, whoever started and whoever cancelled it; undefined as long as none has. */
+  lastTurnEnd: TurnEnd | undefined
+  /** Cancel what runs in this chat, whoever started it. Resolves when nothing streams any more. */
+  stop: () => Promise<void>
+}
+
+/**
+ * `useChat` of the installed AI SDK on a gateway. An unmounted component ends nothing; `stop()` does.
+ *
+ * @throws TypeError - From `stop()`, when the network is away for long; from then on it is not repeated.
+ */
+export function useGatewayChat<M extends UIMessage = UIMessage>(
+  options: UseGatewayChatOptions<M>,
+): UseGatewayChatHelpers<M> {
+  const { transport, experimental_throttle, ...init } = options
+  const latest = useRef(init)
+  latest.current = init
+  const given = 'chat' in init ? init.chat : undefined
+  const id = 'chat' in init ? undefined : init.id
+  // Made here and not by `useChat`: an unmount of a chat that it has made fires its abort signal (`ai` 7).
+  const chat = useMemo(() => given ?? new Chat<M>(withLatest(latest, transport)), [given, id, transport])
+  const helpers = useChat<M>({ chat, ...(experimental_throttle !== undefined && { experimental_throttle }) })
+  useEffect(() => observe(chat, transport), [chat, transport])
+  const connection = useSyncExternalStore(
+    transport.subscribe,
+    () => transport.connection,
+    () => transport.connection,
+  )
+  const lastTurnEnd = useLastTurnEnd(chat.id, transport)
+  const stop = useCallback(() => stopChat(chat, transport), [chat, transport])
+  return { ...helpers, stop, connection, lastTurnEnd }
+}
+
+/** The chat is made once; what it calls is always the newest rendering's. */
+function withLatest<M extends UIMessage>(
+  latest: { readonly current: Omit<UseGatewayChatOptions<M>, keyof CommonOptions<M>> },
+  transport: GatewayChatTransport<M>,
+): ChatInit<M> {
+  const init = () => latest.current as ChatInit<M>
+  return {
+    ...init(),
+    transport,
+    onError: (error) => init().onError?.(error),
+    onData: (part) => init().onData?.(part),
+    onFinish: (finish) => init().onFinish?.(finish),
+    onToolCall: (call) => init().onToolCall?.(call),
+    sendAutomaticallyWhen: (seen) => init().sendAutomaticallyWhen?.(seen) ?? false,
+  }
+}
+
+function useLastTurnEnd<M extends UIMessage>(
+  chatId: string,
+  transport: GatewayChatTransport<M>,
+): TurnEnd | undefined {
+  const [end, setEnd] = useState<TurnEnd>()
+  useEffect(
+    () => transport.onTurnEnd((ended) => ended.chatId === chatId && setEnd(ended)),
+    [chatId, transport],
+  )
+  return end?.chatId === chatId ? end : undefined
+}
+
+/** Cancel, and let the turn's own end settle the chat: it closes open parts, on every device alike. */
+async function stopChat<M extends UIMessage>(
+  chat: Chat<M>,
+  transport: GatewayChatTransport<M>,
+): Promise<void> {
+  const cancelled = transport.cancel(chat.id)
+  // The picture does not wait for a network that is away; the cancel goes on by itself.
+  await Promise.race([cancelled, delay(STOP_PATIENCE_MS)]).catch(() => {})
+  const until = performance.now() + STOP_PATIENCE_MS
+  while ((chat.status === 'submitted' || chat.status === 'streaming') && performance.now() < until)
+    await delay(LOOK_MS)
+  await chat.stop()
+  await cancelled
+}
+
+function delay(milliseconds: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds))
+}
