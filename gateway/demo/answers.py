@@ -1,6 +1,6 @@
 """What the demo's model says (``answers.toml``), and which of it to a question.
 
-Each answer lasts some fifteen seconds at the demo's pace, so that there is time to cut, reload and stop.
+Each answer lasts some fifteen seconds at the demo's pace, so that there is time to block, reload and stop.
 """
 
 from __future__ import annotations

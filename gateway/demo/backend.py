@@ -48,7 +48,9 @@ _FOLDER = Path(__file__).parent
 _FILES = {
     "page.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
-    "device.js": "text/javascript; charset=utf-8",
+    "pane.js": "text/javascript; charset=utf-8",
+    "network.js": "text/javascript; charset=utf-8",
+    "proof.js": "text/javascript; charset=utf-8",
     "transcript.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }

@@ -166,6 +166,6 @@ export class Transcript {
   }
 
   #follow() {
-    if (this.follows) this.scroller.scrollTop = this.scroller.scrollHeight
+    if (this.follows && this.turns.size) this.scroller.scrollTop = this.scroller.scrollHeight
   }
 }

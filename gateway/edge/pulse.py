@@ -39,7 +39,7 @@ class Pulse:
         """Wait for work or for silence; False when it is silence and a sign of life is due."""
         await self._event.wait()
         self._event.clear()
-        # The same sum as in `_tick`: a difference is rounded in another way, and a heartbeat would be left out.
+        # The same sum as in `_tick`: a difference rounds otherwise, and a heartbeat would be left out.
         return self._loop.time() < self._wrote_at + self._interval
 
     def writing(self) -> None:

@@ -1,4 +1,4 @@
-"""The main path in a browser that people use: the stock transports of `ai` 7, and the demo's page."""
+"""The main path in a browser that people use, with the stock transports of `ai` 7."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import aiohttp
 import pytest
 
 from gateway.config import AbortPolicy
-from gateway.demo.backend import Pace, serve_backend
 from tests.support.node import Backend, Browser
 from tests.support.node_program import WAIT_SECONDS
 from tests.support.usechat import (
@@ -146,96 +145,3 @@ async def test_stop_on_one_device_settles_the_other(make_node: MakeNode, transpo
         assert await browser.page_errors() == await browser.page_errors(page="tablet") == []
     assert part_of(tablet[1], "text") == {"type": "text", "text": OF_5, "state": "done"}
     assert (laptop[1]["id"], text_of(laptop[1])) == (tablet[1]["id"], OF_5)
-
-
-class Demo:
-    """The demo's page: panes are named by their device, elements by what they are."""
-
-    def __init__(self, browser: Browser, page: str = "main") -> None:
-        self.browser = browser
-        self.page = page
-
-    async def ask(self, pane: str, text: str) -> None:
-        await self.browser.do("fill", page=self.page, selector=self._find(pane, "text"), text=text)
-        await self.browser.do("click", page=self.page, selector=f"{self._pane(pane)} .send")
-
-    async def click(self, pane: str, button: str) -> None:
-        await self.browser.do("click", page=self.page, selector=self._find(pane, button))
-
-    async def wait(self, pane: str, part: str, text: str) -> str:
-        selector = f"{self._pane(pane)} {part}"
-        return str(await self.browser.do("waitText", page=self.page, selector=selector, text=text))
-
-    async def transcript(self, pane: str) -> str:
-        return await self._text(f"{self._pane(pane)} .turns")
-
-    async def answer(self, pane: str) -> str:
-        return await self._text(f"{self._pane(pane)} .answer")
-
-    async def counter(self, pane: str) -> str:
-        return await self._text(self._find(pane, "counter"))
-
-    async def _text(self, selector: str) -> str:
-        return str(await self.browser.do("text", page=self.page, selector=selector))
-
-    @staticmethod
-    def _pane(pane: str) -> str:
-        return f'.pane[data-name="{pane}"]'
-
-    def _find(self, pane: str, part: str) -> str:
-        return f'{self._pane(pane)} [data-is="{part}"]'
-
-
-async def test_a_pane_of_the_demo_that_was_cut_ends_like_the_other(make_node: MakeNode) -> None:
-    """What `make demo` promises in ten seconds: cut, reconnect, and not a word is missing or twice."""
-    async with serve_backend(pace=Pace(chunk_seconds=0.002, tool_seconds=8.0)) as port, Browser() as browser:
-        node = await make_node(f"http://127.0.0.1:{port}")
-        demo = Demo(browser)
-        await browser.open(api(node, "/?chat=demo-1"))
-        await demo.wait("Phone", '[data-is="state"]', "live")
-        await demo.ask("Laptop", "What happens when I cut the network?")
-        for pane in ("Laptop", "Phone"):
-            await demo.wait(pane, ".tool-state", "running")
-        await demo.click("Phone", "cut")
-        await demo.wait("Phone", '[data-is="state"]', "offline")
-        complete = await demo.wait("Laptop", ".ending", "complete")
-        assert "complete" not in await demo.transcript("Phone")
-        await demo.click("Phone", "cut")
-        await demo.wait("Phone", ".ending", complete)
-        other = Demo(browser, "other")
-        await browser.open(api(node, "/?chat=demo-1"), page="other", context="other")
-        await other.wait("Laptop", ".ending", complete)
-        await other.wait("Phone", ".ending", complete)
-        panes = [(shown, pane) for shown in (demo, other) for pane in ("Laptop", "Phone")]
-        answers = [await shown.answer(pane) for shown, pane in panes]
-        counters = [await shown.counter(pane) for shown, pane in panes]
-        assert await browser.page_errors() == await browser.page_errors(page="other") == []
-    assert len(set(answers)) == 1
-    assert "nothing happens to me" in answers[0]
-    assert answers[0].endswith("I just keep talking.")
-    assert len(set(counters)) == 1
-    assert counters[0].endswith("· no gaps · no duplicates")
-
-
-async def test_stop_in_one_pane_of_the_demo_stops_the_model_for_both(make_node: MakeNode) -> None:
-    """The line on top comes from the backend itself: it was closed, and it counts no more chunks."""
-    async with serve_backend() as port, Browser() as browser:
-        node = await make_node(f"http://127.0.0.1:{port}")
-        demo = Demo(browser)
-        await browser.open(api(node, "/?chat=demo-2"))
-        await demo.wait("Phone", '[data-is="state"]', "live")
-        await demo.ask("Laptop", "Tell me a story")
-        await demo.wait("Phone", ".turns", "from Laptop")
-        await demo.click("Phone", "stop")
-        told = [await demo.wait(pane, ".ending", "stopped by Phone") for pane in ("Laptop", "Phone")]
-        model = await browser.do(
-            "waitText", selector='[data-is="model-state"]', text="stopped by the gateway"
-        )
-        transcripts = [await demo.transcript(pane) for pane in ("Laptop", "Phone")]
-        counters = [await demo.counter(pane) for pane in ("Laptop", "Phone")]
-        assert await browser.page_errors() == []
-    assert model == "stopped by the gateway"
-    assert told[0] == told[1]
-    assert transcripts[0] == transcripts[1]
-    assert counters[0] == counters[1]
-    assert counters[0].endswith("· no gaps · no duplicates")
