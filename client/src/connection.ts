@@ -166,20 +166,18 @@ export class GatewayConnection {
     return this.#commands.send({ session, ...request, turn: request.turn ?? mintId() })
   }
 
-  /** Turns of a session that were asked for and are not accepted yet. */
-  unanswered(session: string): string[] {
-    return this.#commands.unanswered(session)
-  }
-
   /**
-   * End a turn, or all that run.
+   * End a turn, or all that run, those included that were asked for here and are not accepted yet.
    *
-   * @returns When the connections to the backend are closed.
+   * @returns What became of each, when the connections to the backend are closed.
    * @throws RefusedError - It could not be done yet.
    */
-  async cancel(session: string, turn?: string): Promise<readonly CancelledTurn[]> {
+  async cancel(session: string, turn?: string): Promise<CancelledTurn[]> {
     this.#need()
-    return this.#commands.cancel(session, turn)
+    // Those on their way by name: their cancel may come before them, and is remembered then.
+    const named = turn === undefined ? [...this.#commands.unanswered(session), undefined] : [turn]
+    const answers = await Promise.all(named.map((name) => this.#commands.cancel(session, name)))
+    return [...new Map(answers.flat().map((answer) => [answer.turn, answer])).values()]
   }
 
   /** Try now, whatever the backoff says; check what is open. */
@@ -190,7 +188,7 @@ export class GatewayConnection {
   /** End it for good. Nothing is cancelled by it. */
   close(): void {
     this.#connector.close()
-    this.#end(new ClosedError('unable to go on; the connection was closed by its owner'))
+    this.#end(new ClosedError('unable to go on; it was closed'))
   }
 
   // -- what the connector tells
@@ -344,7 +342,7 @@ export class GatewayConnection {
 
   #need(): void {
     if (this.#status.state === 'closed')
-      throw this.#status.error ?? new ClosedError('unable to use what was closed')
+      throw this.#status.error ?? new ClosedError('unable to go on; it was closed')
     clearTimeout(this.#idle)
     this.#idle = undefined
     this.#connector.need()

@@ -196,6 +196,7 @@ export class Connector {
       )
     } else if (now - this.#downSince >= giveUpMs && state.failures > this.#carriers.length) {
       // At least a whole round of attempts, so that a laptop that slept for hours has tried before.
+      this.#downSince = now // what is asked for from now on has as long again
       this.#events.gaveUp()
     }
   }

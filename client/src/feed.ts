@@ -90,7 +90,7 @@ export class SessionFeed {
   wanted(): Place | undefined {
     // Only a cursor can be answered that it is gone; where somebody else begins tells nothing about it.
     if (!this.isAttached && this.cursor !== undefined) return { after: this.cursor }
-    // A place without a cursor was that of a session that nobody had written to: from the start is after it.
+    // A place has no cursor where nobody had written yet; from the start nobody gets again what they had.
     if (!this.isAttached && this.#isPlaced) return {}
     const waiting = this.#listeners.filter(({ offset, begin }) => offset === undefined && !('turn' in begin))
     const froms = waiting.map(({ begin }) => ('from' in begin ? begin.from : undefined))
@@ -109,9 +109,9 @@ export class SessionFeed {
     const isMoved =
       !this.#goBack() && (this.isAttached || (this.cursor !== undefined && place.after !== this.cursor))
     const before = { cursor: this.cursor, offset: this.offset }
-    // Only a cursor can be answered that it is gone; who had none yet sees it by this.
-    const isCutOff = !isMoved && this.cursor === undefined && this.#isAnyBefore(attached.offset)
-    const resync = attached.resync ?? (isCutOff ? 'trimmed' : undefined)
+    // Only a cursor can be answered that it is gone; where there was none yet it is seen by the offset.
+    const isGone = !isMoved && this.#isPlaced && this.cursor === undefined && this.#isMissed(attached.offset)
+    const resync = attached.resync ?? (isGone && attached.offset > this.offset ? 'trimmed' : undefined)
     this.attaching = undefined
     this.isAttached = true
     if (resync) this.#reset(resync, place.after)
@@ -166,6 +166,7 @@ export class SessionFeed {
   lost(reason: ResyncReason): void {
     this.isAttached = false
     this.cursor = undefined
+    this.offset = this.last = 0
     this.#isPlaced = false
     this.#back = undefined
     this.#reset(reason)

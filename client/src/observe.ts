@@ -94,7 +94,11 @@ class Observer<M extends UIMessage> implements SessionListener {
 
   stop(): void {
     this.#isStopped = true
-    for (const { reader } of this.#queue) reader.leave()
+    for (const { start, reader } of this.#queue) {
+      // Whoever observes the chat next shows it.
+      this.#shown.delete(start.turn)
+      reader.leave()
+    }
     this.#queue = []
     this.#leaveIfDone()
   }

@@ -198,7 +198,7 @@ export type Command = AttachCommand | DetachCommand | SendCommand | CancelComman
 export function parseLine(line: string): Said {
   const said: unknown = JSON.parse(line)
   if (typeof said !== 'object' || said === null || !('type' in said) || typeof said.type !== 'string') {
-    throw new SyntaxError(`unable to read what came; it is no object with a type: ${line.slice(0, 60)}`)
+    throw new SyntaxError(`unable to read ${line.slice(0, 60)}; it has no type`)
   }
   return said as Said
 }

@@ -30,7 +30,7 @@ export type UseGatewayChatHelpers<M extends UIMessage = UIMessage> = UseChatHelp
   connection: ConnectionStatus
   /** How the newest turn ended, whoever started and whoever cancelled it; undefined as long as none has. */
   lastTurnEnd: TurnEnd | undefined
-  /** Cancel what runs in this chat, whoever started it. Resolves when nothing streams any more. */
+  /** Cancel what runs in this chat, whoever started it. Resolves when nothing of it streams any more. */
   stop: () => Promise<void>
 }
 
@@ -95,13 +95,16 @@ async function stopChat<M extends UIMessage>(
   chat: Chat<M>,
   transport: GatewayChatTransport<M>,
 ): Promise<void> {
+  const streams = transport.streams(chat.id)
+  // A turn that was asked for since, here or elsewhere, is none of this stop's.
+  const isTheSame = () => transport.streams(chat.id) === streams
   const cancelled = transport.cancel(chat.id)
   // The picture does not wait for a network that is away; the cancel goes on by itself.
   await Promise.race([cancelled, delay(STOP_PATIENCE_MS)]).catch(() => {})
   const until = performance.now() + STOP_PATIENCE_MS
-  while ((chat.status === 'submitted' || chat.status === 'streaming') && performance.now() < until)
-    await delay(LOOK_MS)
-  await chat.stop()
+  const isBusy = () => chat.status === 'submitted' || chat.status === 'streaming'
+  while (isTheSame() && isBusy() && performance.now() < until) await delay(LOOK_MS)
+  if (isTheSame()) await chat.stop()
   await cancelled
 }
 

@@ -34,6 +34,8 @@ export class GatewayChatTransport<M extends UIMessage = UIMessage> implements Ch
   readonly #options: GatewayChatTransportOptions<M>
   readonly #sent = new Map<string, Map<string, number>>()
   #sends = 0
+  /** By chat: how many streams it was given. */
+  readonly #streams = new Map<string, number>()
   readonly #claims = new Map<string, TurnReader>()
   /** By chat: what was read of a turn whose stream failed when reconnecting was given up. */
   readonly #broken = new Map<string, { turn: string; taken: number }>()
@@ -92,6 +94,7 @@ export class GatewayChatTransport<M extends UIMessage = UIMessage> implements Ch
     const { chatId, abortSignal } = options
     const turn = mintId()
     this.#remember(chatId, turn)
+    this.#count(chatId)
     const request = await makeRequest(this.#options, options)
     abortSignal?.throwIfAborted()
     const reader = this.#follow(chatId, turn)
@@ -120,6 +123,7 @@ export class GatewayChatTransport<M extends UIMessage = UIMessage> implements Ch
     this.#claims.delete(chatId)
     const reader = claimed ?? (await this.#newest(chatId, abortSignal))
     if (!reader) return null
+    this.#count(chatId)
     this.#leaveOnAbort(reader, abortSignal)
     return reader.stream
   }
@@ -132,22 +136,14 @@ export class GatewayChatTransport<M extends UIMessage = UIMessage> implements Ch
    * @throws RefusedError - It could not be done yet.
    */
   async cancel(chatId: string, options: { readonly turn?: string } = {}): Promise<CancelledTurn[]> {
-    const answers = await Promise.all(
-      this.#toCancel(chatId, options.turn).map((turn) => this.gateway.cancel(chatId, turn)),
-    )
-    return [...new Map(answers.flat().map((answer) => [answer.turn, answer])).values()]
-  }
-
-  /** Which turns to name in a cancel; `undefined` stands for all that run when it is heard. */
-  #toCancel(chatId: string, turn: string | undefined): (string | undefined)[] {
-    if (turn !== undefined) return [turn]
+    const { turn } = options
     const followed = [...this.#readers].filter((reader) => reader.chatId === chatId && !reader.isOver)
     const { state } = this.connection
+    if (turn !== undefined || !followed.length || state === 'live' || state === 'catching-up')
+      return this.gateway.cancel(chatId, turn)
     // Heard later, "all" would end what others have begun meanwhile, and this page has never shown.
-    if (followed.length && state !== 'live' && state !== 'catching-up')
-      return followed.map((reader) => reader.turn)
-    // Those on their way first: their cancel may come before them, and is remembered then.
-    return [...this.gateway.unanswered(chatId), undefined]
+    const answers = await Promise.all(followed.map((reader) => this.gateway.cancel(chatId, reader.turn)))
+    return answers.flat()
   }
 
   /**
@@ -180,6 +176,15 @@ export class GatewayChatTransport<M extends UIMessage = UIMessage> implements Ch
   /** @internal */
   get sends(): number {
     return this.#sends
+  }
+
+  /**
+   * How many streams a chat was given: whether what streams now is what streamed then.
+   *
+   * @internal
+   */
+  streams(chatId: string): number {
+    return this.#streams.get(chatId) ?? 0
   }
 
   /**
@@ -256,6 +261,10 @@ export class GatewayChatTransport<M extends UIMessage = UIMessage> implements Ch
     sent.set(turn, this.#sends)
     const [oldest] = sent.keys()
     if (sent.size > MAX_REMEMBERED && oldest !== undefined) sent.delete(oldest)
+  }
+
+  #count(chatId: string): void {
+    this.#streams.set(chatId, this.streams(chatId) + 1)
   }
 
   #ended(end: TurnEnd): void {

@@ -159,7 +159,7 @@ describe('the WebSocket', () => {
   test('that brings what is none of ours is closed, and nothing after it is heard', () => {
     const { told } = open()
     told.network.socket.greets()
-    told.network.socket.frame('{"type":"heartbeat"}\n<html>\n{"type":"heartbeat"}')
+    told.network.socket.frame('{"type":"heartbeat"}\n<html>\n{"type":"hello","protocol":1,"heartbeat":1}')
     expect(told.all).toEqual(['proven', 'ready', 'hello', 'heartbeat', 'closed'])
     told.network.socket.drops()
     expect(told.all.at(-1)).toBe('closed')
@@ -399,7 +399,7 @@ describe('the long-poll', () => {
     await flush()
     expect(told.all).toEqual(['ready', 'proven', 'attached', 'turn-start', 'chunk'])
     // The answer tells where it ends, and who attached is told where it begins.
-    expect(told.said_[0]).toMatchObject({ id: 'a1', offset: 0, last: 2 })
+    expect(told.said_[0]).toMatchObject({ id: 'a1', offset: 0, cursor: '', last: 2 })
     const second = told.network.request('/events')
     expect(query(second)).toEqual({ client: 'c 1', after: '1.2', wait: '25' })
     second.answers({ cursor: '1.2', offset: 2, last: 2, turns: [], records: [] })

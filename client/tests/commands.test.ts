@@ -128,6 +128,17 @@ describe('a cancel of all that runs', () => {
     expect(carrying.names.at(-1)).toBe('send after')
   })
 
+  test('holds nothing back that was asked for before it, though it is given first', () => {
+    const carrying = new Carrying()
+    carrying.isOpen = false
+    void carrying.send('before')
+    void carrying.cancel()
+    void carrying.send('after')
+    carrying.isOpen = true
+    carrying.commands.giveAll()
+    expect(carrying.take()).toEqual(['cancel s', 'send before'])
+  })
+
   test('lets it go when it is refused', async () => {
     const carrying = new Carrying()
     const cancelled = outcome(carrying.cancel())

@@ -189,7 +189,7 @@ describe('a connection', () => {
     page.connection.attach('s', new Heard())
     page.connection.reconnect()
     await wait(3_999)
-    expect(page.socket.isClosed).toBe(false)
+    expect(page.network.sockets).toHaveLength(1)
     page.socket.greets()
     expect(page.connection.status.carrier).toBe('websocket')
   })
@@ -375,6 +375,20 @@ describe('a network', () => {
     page.connection.close()
   })
 
+  test('is not tried any longer for a connection that is closed', async () => {
+    const page = new Page({ carriers: ['websocket', 'sse'] })
+    page.connection.attach('s', new Heard())
+    await wait(4_000)
+    await page.streams()
+    await wait(30_000)
+    page.network.request('/events').writes(': heartbeat\n\n')
+    await wait(30_000)
+    expect(page.network.sockets).toHaveLength(2)
+    page.connection.close()
+    expect(page.socket.isClosed).toBe(true)
+    expect(vi.getTimerCount()).toBe(0)
+  })
+
   test('that does not get better is asked ever more rarely, and the stream stays', async () => {
     const page = new Page({ carriers: ['websocket', 'sse'] })
     page.connection.attach('s', new Heard())
@@ -557,7 +571,28 @@ describe('commands', () => {
     await wait()
     expect(cancelled).toEqual({ is: 'resolved', value: [] })
     expect(sent).toMatchObject({ is: 'resolved', value: { duplicate: true } })
-    expect(page.connection.unanswered('s')).toEqual([])
+  })
+
+  test('to cancel all that runs name what is on its way, and come before it', async () => {
+    const page = new Page()
+    outcome(page.connection.send('s', { turn: 'u', body: {} }))
+    const cancelled = outcome(page.connection.cancel('s'))
+    page.socket.greets()
+    const [first, second, third] = page.socket.sent
+    expect([first, second, third]).toMatchObject([
+      { type: 'cancel', turn: 'u' },
+      { type: 'cancel' },
+      { type: 'send' },
+    ])
+    expect(second).not.toHaveProperty('turn')
+    page.socket.says({ type: 'cancelled', id: first?.id, turns: [{ turn: 'u', result: 'unknown' }] })
+    page.socket.says({ type: 'cancelled', id: second?.id, turns: [{ turn: 'w', result: 'cancelled' }] })
+    await wait()
+    const value = [
+      { turn: 'u', result: 'unknown' },
+      { turn: 'w', result: 'cancelled' },
+    ]
+    expect(cancelled).toEqual({ is: 'resolved', value })
   })
 
   test('that are refused say why', async () => {
@@ -611,6 +646,21 @@ describe('commands', () => {
     expect(page.socket.last('attach')).toMatchObject({ after: '1.2' })
     expect(page.socket.commands('send')).toEqual([])
   })
+})
+
+test('a send that is accepted once more is looked for where it began, when its sender is attached elsewhere', () => {
+  const page = new Page()
+  const heard = new Heard()
+  page.connection.attach('s', new Heard(), { from: 'running' })
+  page.connection.listen('s', heard, { turn: 'u' }, false)
+  void page.connection.send('s', { turn: 'u', body: {} })
+  page.journal.start('u')
+  page.journal.end('u')
+  page.socket.greets()
+  page.attaches() // at the end: the turn has ended, and somebody else has read it
+  const { id } = page.socket.last('send')
+  page.socket.says({ type: 'accepted', id, session: 's', turn: 'u', cursor: '1.0', duplicate: true })
+  expect(page.socket.last('attach')).toMatchObject({ after: '1.0' })
 })
 
 describe('an attach', () => {

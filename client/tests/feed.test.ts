@@ -141,6 +141,20 @@ describe('one listener', () => {
     expect(notes.all.slice(-4)).toEqual(['reset too-far-behind', 'attached 0/1', '1', 'caught up'])
   })
 
+  test('knows nothing of how far the journal goes that it was told is gone', () => {
+    const reading = new Reading(3)
+    const notes = reading.join({ from: 'start' })
+    reading.answer({})
+    reading.feed.lost('epoch-changed')
+    reading.feed.remove(notes)
+    reading.journal.forget()
+    reading.join({ turn: 'mine' })
+    reading.journal.start('mine')
+    reading.feed.follow('2.0')
+    reading.push(1)
+    expect(reading.feed).toMatchObject({ offset: 1, last: 1, isCaughtUp: true })
+  })
+
   test('that waits for its own turn is reset too: the turn may stand before what is told from here on', () => {
     const reading = new Reading()
     const notes = reading.join({ turn: 'mine' })
@@ -267,6 +281,81 @@ describe('several listeners', () => {
     expect(old.all.slice(-3)).toEqual(['attached 0/1 epoch-changed', '1', 'caught up'])
     expect(late.all).toEqual([])
     expect(reading.feed.wanted()).toEqual({ from: 'running' })
+  })
+
+  test('a place without a cursor that is not kept any more is a reset too: nothing else would tell', () => {
+    const reading = new Reading()
+    const notes = reading.join({ from: 'start' })
+    reading.answer({})
+    reading.feed.disconnected()
+    reading.journal.start('t')
+    reading.journal.chunk('t')
+    reading.journal.trim(1)
+    expect(reading.feed.wanted()).toEqual({})
+    reading.answer({})
+    reading.push(2)
+    expect(notes.all).toEqual([
+      'attached 0/0',
+      'caught up',
+      'reset trimmed',
+      'attached 1/2',
+      '2',
+      'caught up',
+    ])
+  })
+
+  test('a place without a cursor that is still there is none', () => {
+    const reading = new Reading()
+    reading.join({ from: 'start' })
+    const own = reading.join({ turn: 'mine' })
+    reading.answer({})
+    reading.feed.disconnected()
+    reading.journal.start('mine')
+    reading.answer({})
+    reading.push(1)
+    expect(own.all).toEqual(['1', 'caught up'])
+  })
+
+  test('so it is for who waits for its own turn there', () => {
+    const reading = new Reading()
+    const first = reading.join({ from: 'start' })
+    const own = reading.join({ turn: 'mine' })
+    reading.answer({})
+    reading.feed.remove(first)
+    reading.feed.disconnected()
+    reading.journal.start('mine')
+    reading.journal.chunk('mine')
+    reading.journal.trim(1)
+    reading.answer({})
+    expect(own.all).toEqual(['reset trimmed', 'attached 1/2'])
+  })
+
+  test('a send of old that is accepted again is looked for where it began', () => {
+    const reading = new Reading(2)
+    reading.join({ from: 'start' })
+    const own = reading.join({ turn: 'mine' })
+    const other = reading.join({ turn: 'other' })
+    reading.journal.start('mine')
+    reading.answer({})
+    reading.push(1, 2)
+    reading.feed.begin('mine', '1.2')
+    expect(reading.feed.wanted()).toEqual({ after: '1.2' })
+    reading.answer({ after: '1.2' })
+    reading.push(3)
+    expect(own.all).toEqual(['attached 2/3', '3', 'caught up'])
+    expect(other.all).toEqual([])
+  })
+
+  test('a send of old whose records are gone is told so', () => {
+    const reading = new Reading(3)
+    reading.join({ from: 'start' })
+    const own = reading.join({ turn: 'mine' })
+    reading.answer({})
+    reading.push(1, 2, 3)
+    reading.journal.trim(2)
+    reading.feed.begin('mine', '1.1')
+    reading.answer({ after: '1.1' })
+    expect(own.all).toEqual(['reset trimmed', 'attached 2/3 trimmed'])
   })
 
   test('those who do not bear an outage fail, the others stay', () => {
@@ -450,7 +539,7 @@ describe('whatever happens on a connection', () => {
 
   const script = (...more: (typeof forget)[]) =>
     fc.array(fc.oneof(...steps, ...more), { maxLength: 80, size: 'max' })
-  const runs = { numRuns: Number(process.env.RUNS ?? 400) }
+  const runs = { numRuns: 200 }
 
   test('each listener gets each offset once, in order, without a gap between two resets, and all of them', () => {
     fc.assert(

@@ -100,7 +100,7 @@ describe('the same as DefaultChatTransport posts', () => {
     const theirs = await posted(options, { ...send, ...given })
     const ours = await makeRequest(options, { ...send, ...given })
     expect(JSON.parse(JSON.stringify(ours.body))).toEqual(theirs.body)
-    expect(ours.headers ?? {}).toEqual(theirs.headers)
+    expect(ours.headers ?? {}).toStrictEqual(theirs.headers)
     expect(ours.path ?? '/api/chat').toBe(theirs.path)
   })
 })

@@ -146,7 +146,7 @@ test('the connection', () => {
     (session: string, request: core.SendRequest) => Promise<core.Accepted>
   >()
   expectTypeOf(connection.cancel).toEqualTypeOf<
-    (session: string, turn?: string) => Promise<readonly core.CancelledTurn[]>
+    (session: string, turn?: string) => Promise<core.CancelledTurn[]>
   >()
   expectTypeOf(connection.reconnect).toEqualTypeOf<() => void>()
   expectTypeOf(connection.close).toEqualTypeOf<() => void>()

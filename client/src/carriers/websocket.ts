@@ -19,7 +19,7 @@ export class WebSocketCarrier implements Carrier {
 
   /** @throws TypeError - There is no WebSocket here. */
   constructor(endpoint: Endpoint, events: CarrierEvents) {
-    if (!endpoint.WebSocket) throw new TypeError('unable to open a WebSocket; this environment has none')
+    if (!endpoint.WebSocket) throw new TypeError('unable to open a WebSocket; there is none here')
     this.#events = events
     this.#probeMs = endpoint.timing.probeMs
     const url = urlOf(endpoint, 'ws')
