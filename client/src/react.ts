@@ -15,7 +15,9 @@ interface CommonOptions<M extends UIMessage> {
   /** Make it once, outside of the component or in `useMemo`; it may serve many chats. */
   readonly transport: GatewayChatTransport<M>
   /** Wait so long between two renderings, in milliseconds. */
-  readonly experimental_throttle?: number
+  readonly throttle?: number | undefined
+  /** The name that `ai` 5 and 6 have for it. */
+  readonly experimental_throttle?: number | undefined
 }
 
 /** As `useChat`'s; `resume` is always on, since what runs when the page is loaded is shown like what others do. */
@@ -42,14 +44,14 @@ export type UseGatewayChatHelpers<M extends UIMessage = UIMessage> = UseChatHelp
 export function useGatewayChat<M extends UIMessage = UIMessage>(
   options: UseGatewayChatOptions<M>,
 ): UseGatewayChatHelpers<M> {
-  const { transport, experimental_throttle, ...init } = options
+  const { transport, experimental_throttle, throttle = experimental_throttle, ...init } = options
   const latest = useRef(init)
   latest.current = init
   const given = 'chat' in init ? init.chat : undefined
   const id = 'chat' in init ? undefined : init.id
   // Made here and not by `useChat`: an unmount of a chat that it has made fires its abort signal (`ai` 7).
   const chat = useMemo(() => given ?? new Chat<M>(withLatest(latest, transport)), [given, id, transport])
-  const helpers = useChat<M>({ chat, ...(experimental_throttle !== undefined && { experimental_throttle }) })
+  const helpers = useChat<M>({ chat, ...(throttle !== undefined && { experimental_throttle: throttle }) })
   useEffect(() => observe(chat, transport), [chat, transport])
   const connection = useSyncExternalStore(
     transport.subscribe,

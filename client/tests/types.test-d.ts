@@ -274,6 +274,7 @@ test('useGatewayChat takes what useChat takes', () => {
     messages: [],
     transport,
     experimental_throttle: 50,
+    throttle: 50,
     onFinish: ({ message, isAbort, isDisconnect, isError }) => {
       expectTypeOf(message).toEqualTypeOf<Order>()
       expectTypeOf(isAbort || isDisconnect || isError).toEqualTypeOf<boolean>()

@@ -3,144 +3,29 @@
 //   node client.mjs <5|6|7>
 //
 // Killing this process is a reload or a crashed tab: sockets close and no React cleanup runs.
-import { JSDOM } from 'jsdom'
+import { setOnline, wake } from './jsdom-page.mjs'
+import { Mounted, start } from './mounted.mjs'
 import { serveCommands } from './stdio.mjs'
-
-const major = Number(process.argv[2])
-installPage()
-const ai = await import(`ai${major}`)
-const { Chat, useChat } = await import(`react${major}`)
-const { createElement, useEffect } = await import('react')
-const { createRoot } = await import('react-dom/client')
-
-/** Gives React a document; fetch, streams and WebSocket stay Node's own, which are the web's. */
-function installPage() {
-  const { window } = new JSDOM('<!doctype html><body></body>', { url: 'http://127.0.0.1/', pretendToBeVisual: true })
-  const { fetch, ReadableStream, TextDecoderStream, TransformStream, WebSocket, AbortController } = globalThis
-  Object.assign(window, { fetch, ReadableStream, TextDecoderStream, TransformStream, WebSocket, AbortController })
-  Object.assign(globalThis, { window, document: window.document, AI_SDK_LOG_WARNINGS: false })
-}
-
-function makeTransport({ api, transport, headers, body, messageOnly }) {
-  if (transport === 'websocket') return new ai.WebSocketChatTransport({ url: api, headers, body })
-  const prepareSendMessagesRequest = ({ id, messages }) => ({ body: { id, message: messages.at(-1) } })
-  return new ai.DefaultChatTransport({ api, headers, body, ...(messageOnly && { prepareSendMessagesRequest }) })
-}
-
-/** Everything a page can see of one chat, and the waits for it. */
-class Mounted {
-  finishes = []
-  errors = []
-  data = []
-  toolCalls = []
-  statuses = []
-  #waits = new Set()
-
-  constructor(facts) {
-    const { chatId, messages, resume = false, external = false, autoSend = true } = facts
-    this.answers = facts.answerTools ?? {}
-    const init = {
-      id: chatId,
-      messages,
-      transport: makeTransport(facts),
-      onFinish: finish => this.#note(this.finishes, this.#finishSeen(finish)),
-      onError: error => this.#note(this.errors, describe(error)),
-      onData: part => this.#note(this.data, part),
-      onToolCall: ({ toolCall }) => this.#toolCalled(toolCall),
-      ...(autoSend && { sendAutomaticallyWhen: seen => isAnswered(seen) }),
-    }
-    this.options = external ? { chat: new Chat(init), resume } : { ...init, resume }
-    this.root = createRoot(document.body.appendChild(document.createElement('div')))
-    this.committed = new Promise(resolve => { this.onCommit = resolve })
-    this.root.render(createElement(() => this.#render()))
-  }
-
-  #render() {
-    const chat = useChat(this.options)
-    this.chat = chat
-    useEffect(() => {
-      if (this.statuses.at(-1) !== chat.status) this.statuses.push(chat.status)
-      this.seen = { status: chat.status, messages: chat.messages, error: chat.error && describe(chat.error) }
-      this.onCommit()
-      this.#check()
-    })
-    return createElement('pre', null, JSON.stringify(chat.messages))
-  }
-
-  #finishSeen({ message, isAbort, isDisconnect, isError, finishReason }) {
-    return { messageId: message?.id, isAbort, isDisconnect, isError, finishReason }
-  }
-
-  #note(list, value) {
-    list.push(value)
-    this.#check()
-  }
-
-  #toolCalled(toolCall) {
-    this.#note(this.toolCalls, toolCall)
-    if (!Object.hasOwn(this.answers, toolCall.toolName)) return
-    // Not awaited: the documentation warns of the deadlock.
-    void this.chat.addToolOutput({
-      tool: toolCall.toolName, toolCallId: toolCall.toolCallId, output: this.answers[toolCall.toolName],
-    })
-  }
-
-  state() {
-    const { finishes, errors, data, toolCalls, statuses } = this
-    return { ...this.seen, finishes, errors, data, toolCalls, statuses }
-  }
-
-  #check() {
-    for (const wait of this.#waits) wait()
-  }
-
-  /** Starts a turn and returns when the page shows it: a `wait` for `ready` then means its end. */
-  async begin(turn) {
-    const ended = this.finishes.length + this.errors.length
-    start(turn)
-    const isShown = state => state.status !== 'ready' || state.finishes.length + state.errors.length > ended
-    await this.until('the turn begun', isShown, 20)
-  }
-
-  /** The state as soon as `isMet` by it; `name` is for the error when that takes too long. */
-  until(name, isMet, timeoutSeconds) {
-    const { promise, resolve, reject } = Promise.withResolvers()
-    const wait = () => isMet(this.state()) && resolve(this.state())
-    const tooLong = () => reject(new Error(`unable to see ${name}; saw ${JSON.stringify(this.state())}`))
-    const timer = setTimeout(tooLong, timeoutSeconds * 1000)
-    this.#waits.add(wait)
-    if (this.seen) wait()
-    return promise.finally(() => {
-      clearTimeout(timer)
-      this.#waits.delete(wait)
-    })
-  }
-}
-
-/** All calls answered, or all approvals given (which 5 does not have). */
-function isAnswered(seen) {
-  const isApproved = ai.lastAssistantMessageIsCompleteWithApprovalResponses ?? (() => false)
-  return ai.lastAssistantMessageIsCompleteWithToolCalls(seen) || isApproved(seen)
-}
-
-function describe(error) {
-  return { name: error.name, message: error.message }
-}
 
 const textOf = message => (message?.parts ?? []).map(part => (part.type === 'text' ? part.text : '')).join('')
 const isSame = (one, other) => JSON.stringify(one) === JSON.stringify(other)
 const isPartOf = (whole, part) => Object.entries(part).every(([name, value]) => isSame(whole[name], value))
+const isOneOf = (value, wanted) => [wanted].flat().includes(value)
 
 const CONDITIONS = {
-  status: (state, wanted) => [wanted].flat().includes(state.status),
+  status: (state, wanted) => isOneOf(state.status, wanted),
   minMessages: (state, wanted) => state.messages.length >= wanted,
   role: (state, wanted) => state.messages.at(-1)?.role === wanted,
   text: (state, wanted) => textOf(state.messages.at(-1)).includes(wanted),
+  anyText: (state, wanted) => state.messages.some(message => textOf(message).includes(wanted)),
   part: (state, wanted) => (state.messages.at(-1)?.parts ?? []).some(part => isPartOf(part, wanted)),
   finishes: (state, wanted) => state.finishes.length >= wanted,
   errors: (state, wanted) => state.errors.length >= wanted,
   data: (state, wanted) => state.data.length >= wanted,
   toolCalls: (state, wanted) => state.toolCalls.length >= wanted,
+  ends: (state, wanted) => state.ends.length >= wanted,
+  connection: (state, wanted) => isOneOf(state.connection.state, wanted),
+  carrier: (state, wanted) => isOneOf(state.connection.carrier, wanted),
 }
 
 function meets(state, wanted) {
@@ -155,11 +40,6 @@ function find(name = 'main') {
   return found
 }
 
-/** Calls that run as long as their turn are started here and not awaited; `wait` sees how they go. */
-function start(promise) {
-  Promise.resolve(promise).catch(error => console.error('a call of useChat rejected', error))
-}
-
 const COMMANDS = {
   async mount({ chat: name = 'main', ...facts }) {
     if (mounted.has(name)) throw new Error(`unable to mount ${name}; it is mounted`)
@@ -169,17 +49,30 @@ const COMMANDS = {
     return fresh.state()
   },
   unmount({ chat: name = 'main' }) {
-    find(name).root.unmount()
+    find(name).hide()
     mounted.delete(name)
+  },
+  /** The component goes and comes back; its transport stays, as one made outside of it does. */
+  async remount({ chat, messages }) {
+    const page = find(chat)
+    page.hide()
+    page.show(messages)
+    await page.committed
+    return page.state()
   },
   send({ chat: name, text, messageId, ...options }) {
     const { chat } = find(name)
     return find(name).begin(chat.sendMessage({ text, ...(messageId && { messageId }) }, options))
   },
+  /** The hook's own: that of `useGatewayChat` cancels. */
   stop: ({ chat }) => find(chat).chat.stop(),
+  cancel: ({ chat, chatId, ...options }) => find(chat).transport.cancel(chatId, options),
+  reconnect: ({ chat }) => find(chat).transport.reconnect(),
+  closeTransport: ({ chat }) => find(chat).transport.close(),
   regenerate: ({ chat, ...options }) => find(chat).begin(find(chat).chat.regenerate(options)),
   resumeStream: ({ chat }) => start(find(chat).chat.resumeStream()),
   setMessages: ({ chat, messages }) => find(chat).chat.setMessages(messages),
+  clearError: ({ chat }) => find(chat).chat.clearError(),
   addToolOutput: ({ chat, ...output }) => start(find(chat).chat.addToolOutput(output)),
   approve({ chat, approvalId, approved, reason }) {
     start(find(chat).chat.addToolApprovalResponse({ id: approvalId, approved, reason }))
@@ -194,6 +87,8 @@ const COMMANDS = {
     for (const socket of sockets) socket.destroy()
     return sockets.length
   },
+  setOnline: ({ online }) => setOnline(online),
+  wake: ({ event = 'visibilitychange' }) => wake(event),
 }
 
 serveCommands(COMMANDS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict
 
 from tests.support.node_program import WAIT_SECONDS, NodeError, NodeProgram, chromium_binary
 
@@ -26,10 +26,22 @@ class ChatState(TypedDict):
     status: str
     messages: list[Message]
     finishes: list[dict[str, Any]]
-    errors: list[dict[str, str]]
+    errors: list[dict[str, Any]]
     data: list[dict[str, Any]]
     toolCalls: list[dict[str, Any]]
     statuses: list[str]
+    error: Any
+    connection: Any
+    """From here on of the gateway's transport only: ``state``, ``carrier``, ``error``."""
+    connections: list[dict[str, Any]]
+    """All that ``connection`` has been, the newest last."""
+    lastTurnEnd: Any
+    """What the hook of the gateway gives: ``turn``, ``reason``, ``by``, ``error``."""
+    ends: list[dict[str, Any]]
+    """The ends of all turns of the chat that the transport has told, in order."""
+    position: Any
+    """``offset`` and ``last``."""
+    client: str
 
 
 class Backend(NodeProgram):
@@ -116,6 +128,7 @@ class ChatClient(NodeProgram):
 
     def __init__(self, major: Major) -> None:
         super().__init__("client.mjs", str(major))
+        self.major: Final = major
 
     async def mount(
         self,
@@ -123,7 +136,7 @@ class ChatClient(NodeProgram):
         chat_id: str,
         *,
         chat: str = "main",
-        transport: Literal["http", "websocket"] = "http",
+        transport: Literal["http", "websocket", "gateway"] = "http",
         resume: bool = False,
         messages: Sequence[Message] = (),
         **options: Any,
@@ -131,15 +144,21 @@ class ChatClient(NodeProgram):
         """Render a component with ``useChat`` and return its first state.
 
         Args:
-            api: The URL of the chat route, absolute.
+            api: The URL of the chat route, absolute; of ``gateway`` only its origin is used.
             chat_id: The chat's id.
             chat: A name for it in the calls below.
-            transport: The stock one to use; ``websocket`` needs major 7.
+            transport: The stock one to use (``websocket`` needs major 7), or this project's.
             resume: As in ``useChat``.
             messages: The history that the page starts with.
             options: ``headers``, ``body`` (of the transport), ``external`` (a ``Chat`` of its own, which v7
                 does not stop at unmount), ``answerTools`` (tool name to output), ``autoSend`` (default true),
-                ``messageOnly`` (send ``{id, message}`` instead of the history).
+                ``messageOnly`` (send ``{id, message}`` instead of the history), ``strict`` (in React's
+                ``StrictMode``), ``hook``: ``useChat``, ``useGatewayChat`` (the default with ``gateway``) or
+                ``observe`` (no hook: a bare ``Chat`` that is observed).
+                With ``gateway``: ``url``, ``carriers``, ``timing``, ``onAbort``, ``client``, ``overlap``,
+                ``credentials``, ``path`` (its ``api``), ``resolvable`` (what belongs to a send is given as
+                functions), ``prepared`` (what ``prepareSendMessagesRequest`` gives back beside the body of
+                ``messageOnly``), ``transportName`` (all chats of the page that say the same share it).
         """
         facts = {
             "chatId": chat_id,
@@ -168,14 +187,21 @@ class ChatClient(NodeProgram):
         """Return the state as soon as it meets all conditions.
 
         ``status`` (or several), ``minMessages``, of the last message ``role``, ``text`` (held) and ``part``
-        (some part has these fields); at least so many ``finishes``, ``errors``, ``data``, ``toolCalls``.
+        (some part has these fields), of any message ``anyText``; at least so many ``finishes``, ``errors``,
+        ``data``, ``toolCalls``, ``ends``; ``connection`` (its state, or one of several) and ``carrier``.
         """
         reply = await self.do("wait", seconds=seconds + 5, chat=chat, timeoutSeconds=seconds, **wanted)
         return self._state(reply)
 
     async def stop(self, *, chat: str = "main") -> None:
-        """Call ``stop()``, as a Stop button does, and wait until it resolved."""
+        """Call the hook's ``stop()``, as a Stop button does, and wait until it resolved."""
         await self.do("stop", chat=chat)
+
+    async def cancel(
+        self, chat_id: str, *, turn: str | None = None, chat: str = "main"
+    ) -> list[dict[str, Any]]:
+        """Call the gateway transport's ``cancel``; return what became of each turn."""
+        return list(await self.do("cancel", chat=chat, chatId=chat_id, turn=turn))
 
     async def regenerate(self, *, chat: str = "main", **options: Any) -> None:
         await self.do("regenerate", chat=chat, **options)
@@ -189,8 +215,34 @@ class ChatClient(NodeProgram):
     async def approve(self, approval_id: str, *, approved: bool = True, chat: str = "main") -> None:
         await self.do("approve", chat=chat, approvalId=approval_id, approved=approved)
 
+    async def clear_error(self, *, chat: str = "main") -> None:
+        await self.do("clearError", chat=chat)
+
+    async def set_messages(self, messages: Sequence[Message], *, chat: str = "main") -> None:
+        await self.do("setMessages", chat=chat, messages=list(messages))
+
     async def unmount(self, *, chat: str = "main") -> None:
         await self.do("unmount", chat=chat)
+
+    async def remount(self, *, chat: str = "main", messages: Sequence[Message] = ()) -> ChatState:
+        """Unmount the component and mount it again, with this history; its transport lives on."""
+        return self._state(await self.do("remount", chat=chat, messages=list(messages)))
+
+    async def reconnect(self, *, chat: str = "main") -> None:
+        await self.do("reconnect", chat=chat)
+
+    async def close_transport(self, *, chat: str = "main") -> None:
+        await self.do("closeTransport", chat=chat)
+
+    async def set_online(self, *, online: bool) -> None:
+        """Tell the page that its network is gone, or back: ``navigator.onLine`` and the event."""
+        await self.do("setOnline", online=online)
+
+    async def wake(
+        self, event: Literal["visibilitychange", "pageshow", "online"] = "visibilitychange"
+    ) -> None:
+        """Tell the page that it is in front again."""
+        await self.do("wake", event=event)
 
     async def cut(self) -> int:
         """Destroy the page's connections and return how many; React lives on."""

@@ -55,8 +55,12 @@ def part_of(message: Message, kind: str) -> dict[str, Any]:
     return found
 
 
+def roles_of(messages: Sequence[Message]) -> list[str]:
+    return [message["role"] for message in messages]
+
+
 def roles(state: ChatState) -> list[str]:
-    return [message["role"] for message in state["messages"]]
+    return roles_of(state["messages"])
 
 
 def as_bytes(state: ChatState) -> str:

@@ -1,18 +1,28 @@
-// The smallest page of an `ai` 7 user: useChat, the stock transport, `resume: true`.
+// The smallest page of an `ai` 7 user: useChat, the stock transport, `resume: true`; or useGatewayChat.
 //
-// The query names the chat (`?chat=c1`), and may choose `transport=websocket` or `resume=false`.
-import { useState } from 'react'
+// The query names the chat (`?chat=c1`), and may choose `transport=websocket` or `transport=gateway`, `resume=false`,
+// `strict=true` (React's StrictMode) and, of the gateway's transport, `carriers=sse,long-poll` and `timing={"helloMs":500}`.
+import { StrictMode, useState } from 'react'
 import { createRoot } from 'react-dom/client'
 import { DefaultChatTransport, WebSocketChatTransport } from 'ai7'
 import { useChat } from 'react7'
+import { GatewayChatTransport, useGatewayChat } from '../dist/gateway7.mjs'
 
 const query = new URLSearchParams(location.search)
 const chatId = query.get('chat') ?? 'page'
 const chatUrl = `/api/chat/${encodeURIComponent(chatId)}`
-const isSocket = query.get('transport') === 'websocket'
-const transport = isSocket
-  ? new WebSocketChatTransport({ url: '/api/chat' })
-  : new DefaultChatTransport({ api: '/api/chat' })
+
+const TRANSPORTS = {
+  http: () => new DefaultChatTransport({ api: '/api/chat' }),
+  websocket: () => new WebSocketChatTransport({ url: '/api/chat' }),
+  gateway: () => new GatewayChatTransport({
+    carriers: query.get('carriers')?.split(','),
+    timing: JSON.parse(query.get('timing') ?? '{}'),
+  }),
+}
+const kind = query.get('transport') ?? 'http'
+const transport = TRANSPORTS[kind]()
+const useThisChat = kind === 'gateway' ? useGatewayChat : useChat
 
 function save({ messages }) {
   void fetch(`${chatUrl}/messages`, { method: 'PUT', body: JSON.stringify(messages), keepalive: true })
@@ -25,10 +35,22 @@ function Part({ part }) {
   return null
 }
 
+/** What only the gateway's transport can tell. */
+function Connection({ connection: { state, carrier }, lastTurnEnd }) {
+  const { offset, last } = transport.position(chatId)
+  return (
+    <p>
+      Connection: <b data-testid="connection">{state}</b> by <b data-testid="carrier">{carrier}</b>,
+      at <b data-testid="offset">{offset}</b> of {last}; last end: <b data-testid="end">{lastTurnEnd?.reason ?? 'none'}</b>
+    </p>
+  )
+}
+
 function Page({ history }) {
-  const { messages, status, error, sendMessage, stop } = useChat({
+  const chat = useThisChat({
     id: chatId, messages: history, transport, resume: query.get('resume') !== 'false', onFinish: save,
   })
+  const { messages, status, error, sendMessage, stop } = chat
   const [text, setText] = useState('')
   const send = event => {
     event.preventDefault()
@@ -37,12 +59,13 @@ function Page({ history }) {
   }
   const stopTurn = () => {
     // On the HTTP wire a closed connection is only a detach; the stop URL is what stops the model.
-    if (!isSocket) void fetch(`${chatUrl}/stop`, { method: 'POST' })
+    if (kind === 'http') void fetch(`${chatUrl}/stop`, { method: 'POST' })
     void stop()
   }
   return (
     <>
       <p>Status: <b data-testid="status">{status}</b></p>
+      {kind === 'gateway' && <Connection {...chat} />}
       {error && <p role="alert" data-testid="error">{error.message}</p>}
       <section data-testid="messages">
         {messages.map((message, index) => (
@@ -62,4 +85,5 @@ function Page({ history }) {
 }
 
 const history = await (await fetch(`${chatUrl}/messages`)).json()
-createRoot(document.getElementById('root')).render(<Page history={history} />)
+const page = <Page history={history} />
+createRoot(document.getElementById('root')).render(query.get('strict') === 'true' ? <StrictMode>{page}</StrictMode> : page)
