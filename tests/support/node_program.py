@@ -30,7 +30,8 @@ class NodeError(RuntimeError):
 
 def require_node_modules() -> None:
     """Raise a clear error unless ``make setup`` has installed the packages and built the page."""
-    for needed in (NODE_DIRECTORY / "node_modules" / "ai7", NODE_DIRECTORY / "dist" / "main.js"):
+    built = NODE_DIRECTORY / "dist"
+    for needed in (NODE_DIRECTORY / "node_modules" / "ai7", built / "main.js", built / "gateway7.mjs"):
         if not needed.exists():
             raise NodeError(f"unable to find {needed.relative_to(NODE_DIRECTORY.parents[1])}; run make setup")
 
