@@ -29,11 +29,11 @@ class NodeError(RuntimeError):
 
 
 def require_node_modules() -> None:
-    """Raise a clear error unless ``make setup`` has installed the packages and built the page."""
+    """Raise a clear error unless ``make test`` has installed the packages and built the page."""
     built = NODE_DIRECTORY / "dist"
     for needed in (NODE_DIRECTORY / "node_modules" / "ai7", built / "main.js", built / "gateway7.mjs"):
         if not needed.exists():
-            raise NodeError(f"unable to find {needed.relative_to(NODE_DIRECTORY.parents[1])}; run make setup")
+            raise NodeError(f"unable to find {needed.relative_to(NODE_DIRECTORY.parents[1])}; run make test once")
 
 
 def node_binary() -> str:
@@ -42,7 +42,7 @@ def node_binary() -> str:
     pinned = next((NODE_DIRECTORY / "node_modules").glob("node-*/bin/node"), None)
     found = str(pinned) if pinned else shutil.which("node")
     if found is None:
-        raise NodeError("unable to find Node; run make setup, or install Node 22 or newer")
+        raise NodeError("unable to find Node; run make test once, or install Node 22 or newer")
     return found
 
 
