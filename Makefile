@@ -81,7 +81,7 @@ lint: setup $(CLIENT)/node_modules/.installed $(NODE)/node_modules/.installed ##
 	@cd $(CLIENT) && npm run --silent lint
 	@cd $(CLIENT) && npm run --silent check
 
-bench: setup ## Latency, throughput, CPU and memory beside nginx, in one run
+bench: setup client $(NODE)/node_modules/.installed ## Latency, throughput, CPU and memory beside nginx, in one run
 	@$(BIN)/python -m bench $(BENCH)
 
 lock: setup ## Compile the locks from pyproject.toml

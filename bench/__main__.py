@@ -1,4 +1,4 @@
-"""``python -m bench``: direct, nginx and each wire of the gateway, side by side in one run (Linux)."""
+"""``python -m bench``: direct, nginx, each wire of the gateway, and the client, in one run (Linux)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 from bench.answers import BenchError
-from bench.measure import FULL, QUICK, measure
-from bench.report import report
+from bench.measure import measure
+from bench.measure_client import measure_client
+from bench.node import has_client
+from bench.plan import FULL, QUICK
+from bench.report import NO_CLIENT, report, report_client
 from bench.rig import has_nginx
 
 
@@ -16,19 +19,42 @@ def main() -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short repetition: whether it works")
-    quick = parser.parse_args().quick
-    if not Path("/proc/self/schedstat").exists():
-        print("unable to measure; processor times are read from /proc of Linux", file=sys.stderr)
+    parser.add_argument("--only", choices=["client"], help="measure this part alone")
+    arguments = parser.parse_args()
+    missing = _missing()
+    for line in missing:
+        _tell(line)
+    if not Path("/proc/self/schedstat").exists() or (arguments.only and NO_CLIENT in missing):
         return 1
-    if not has_nginx():
-        print("nginx not found: column left out", file=sys.stderr)
     try:
-        results = measure(QUICK if quick else FULL, lambda line: print(line, file=sys.stderr, flush=True))
+        print(_measured(quick=arguments.quick, only_client=arguments.only == "client"))
     except BenchError as error:
-        print(error, file=sys.stderr)
+        _tell(str(error))
         return 1
-    print(report(results, "python -m bench --quick" if quick else "make bench"))
     return 0
+
+
+def _missing() -> list[str]:
+    found = []
+    if not Path("/proc/self/schedstat").exists():
+        found.append("unable to measure; processor times are read from /proc of Linux")
+    if not has_nginx():
+        found.append("nginx not found: column left out")
+    if not has_client():
+        found.append(NO_CLIENT)
+    return found
+
+
+def _measured(*, quick: bool, only_client: bool) -> str:
+    plan, command = (QUICK, "python -m bench --quick") if quick else (FULL, "make bench")
+    if only_client:
+        command = f"python -m bench{' --quick' if quick else ''} --only client"
+        return report_client(measure_client(plan.client, plan.settle_seconds, _tell), command)
+    return report(measure(plan, _tell), command)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from bench.answers import BenchError
+from bench.carriers import first_chunk, reconnect, through_client
 from bench.clients import Wire
 from bench.moments import cancel, catch_up, idle
 from bench.streaming import stream
@@ -22,6 +23,9 @@ SCENARIOS: dict[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]] = {
     "catch_up": catch_up,
     "cancel": cancel,
     "idle": idle,
+    "through_client": through_client,
+    "first_chunk": first_chunk,
+    "reconnect": reconnect,
 }
 
 

@@ -9,15 +9,23 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
+from bench.blocking import Block
+from bench.carriers import EXPECTED
+from bench.measure_client import Reader
 from bench.processes import cores
 from bench.rig import System
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from bench.measure import Pace, Results, Streamed
+    from bench.measure import Results
+    from bench.measure_client import ClientResults
+    from bench.medians import Streamed
+    from bench.plan import Pace
 
 NONE = "-"
+NO_CLIENT = "Node of tests/node, or client/dist, not found: the client is left out."
+_FULL = "\\* the load's own core was full: the system could do more, or chunks came later by it."
 
 
 def report(results: Results, command: str) -> str:
@@ -44,13 +52,20 @@ def report(results: Results, command: str) -> str:
         "",
         *_cancel_table(results),
     ]
+    lines += ["", *_client(results.client)] if results.client else ["", NO_CLIENT]
     if System.NGINX not in results.steady:
         lines += ["", "nginx not found: column left out."]
-    if any(row.load_was_full for row in (*results.many.values(), *results.burst.values())):
-        lines += [
-            "",
-            "\\* the load's own core was full: the system could do more, or chunks came later by it.",
-        ]
+    client_rows = results.client.steady.values() if results.client else ()
+    if any(row.load_was_full for row in (*results.many.values(), *results.burst.values(), *client_rows)):
+        lines += ["", _FULL]
+    return "\n".join(lines)
+
+
+def report_client(results: ClientResults, command: str) -> str:
+    """The client's tables alone."""
+    lines = [_machine(), "", f"`{command}`. {_how()}", "", *_client(results)]
+    if any(row.load_was_full for row in results.steady.values()):
+        lines += ["", _FULL]
     return "\n".join(lines)
 
 
@@ -153,6 +168,63 @@ def _cancel_table(results: Results) -> list[str]:
         [
             (system, *map(_time, (row.close_p50, row.close_p99, row.answer_p50, row.answer_p99)))
             for system, row in results.cancel.items()
+        ],
+    )
+
+
+def _client(results: ClientResults) -> list[str]:
+    plan = results.plan
+    load = (
+        f"{_turns(plan.steady)}, one client each, {plan.repetitions} repetitions. After a cut: until the "
+        f"first chunk written after a reset in mid-stream, median of {plan.cuts}; the jittered backoff of "
+        "up to 500 ms is in it."
+    )
+    first = (
+        f"of a send, median of {plan.first_times}, by what does not pass on the way. "
+        "Next: a page that is loaded later in the same tab."
+    )
+    return [
+        f"**The client** (`client/`, in Node): {load}{f' Its timing: {plan.timing}.' if plan.timing else ''}",
+        "",
+        *_carrier_table(results),
+        "",
+        f"**Time to the first chunk** {first}",
+        "",
+        *_first_table(results),
+    ]
+
+
+def _carrier_table(results: ClientResults) -> list[str]:
+    nginx = results.steady.get(Reader.NGINX)
+    return _table(
+        (
+            "", "p50", "added p50", "added p99", "CPU per chunk", "/ nginx", "Valkey CPU per chunk",
+            "Node CPU per chunk", "requests/s per client", "after a cut",
+        ),
+        [
+            (
+                reader + ("*" if row.load_was_full else ""),
+                _time(row.p50),
+                NONE if reader is Reader.DIRECT else _time(row.added_p50),
+                NONE if reader is Reader.DIRECT else _time(row.added_p99),
+                _time(row.system),
+                _ratio(row, nginx, lambda one: one.system),
+                _time(row.store),
+                _time(row.client),
+                f"{row.requests:.1f}" if row.requests else NONE,
+                _time(results.reconnect.get(reader.carrier or "")),
+            )
+            for reader, row in results.steady.items()
+        ],
+    )  # fmt: skip
+
+
+def _first_table(results: ClientResults) -> list[str]:
+    return _table(
+        ("blocked", "first time", "next", "carrier"),
+        [
+            (block, _time(row.first), _time(row.again), EXPECTED[Block(block)])
+            for block, row in results.first.items()
         ],
     )
 

@@ -101,7 +101,7 @@ async def stream(
         end = replace(Reading.of(watched), at=meter.last_at)
     for client in clients:
         client.close()
-    return _figures(meter, begin, end)
+    return figures(meter, begin, end)
 
 
 async def _stop(backend_port: int, answers: list[Answer]) -> None:
@@ -115,7 +115,8 @@ async def _stop(backend_port: int, answers: list[Answer]) -> None:
         raise BenchError(f"unable to measure; {received} of {written} chunks came")
 
 
-def _figures(meter: Meter, begin: Reading, end: Reading) -> dict[str, Any]:
+def figures(meter: Meter, begin: Reading, end: Reading) -> dict[str, Any]:
+    """What was measured between two moments."""
     if not meter.latencies:
         raise BenchError("unable to measure; no chunk came while they were counted")
     lasted = end.at - begin.at
