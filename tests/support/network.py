@@ -617,7 +617,7 @@ class Network:
     Attributes:
         accepted: Connections ever taken; those refused are not.
         refused: Connections reset as they came.
-        cuts: Connections cut by :meth:`cut`, :meth:`cut_after`, the weather or a thaw.
+        cuts: Connections cut by :meth:`cut`, :meth:`cut_after`, :meth:`tear`, the weather or a thaw.
         idle_cuts: Connections cut because of ``idle_seconds``.
         upgrades_blocked: Requests for a WebSocket refused or swallowed.
         streams_held: Responses held back.
@@ -711,6 +711,11 @@ class Network:
         """Cut the next connection when so many bytes went to its client; each call arms one more."""
         self._armed.append((bytes_down, reset))
 
+    def tear(self, *, bytes_down: int) -> None:
+        """Cut each connection that is open when so many bytes more went to its client."""
+        for connection in self._connections:
+            connection.cut_at = bytes_down
+
     def freeze(self, *, discard: bool = False, newcomers: bool = True) -> None:
         """Keep every connection open and let nothing pass, not even that a side closed.
 
@@ -799,19 +804,33 @@ class Network:
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            client, _ = await loop.sock_accept(self._listener)
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._refuses:
-                _close(client, reset=True)
-                self.count(refused=1)
-                continue
-            connection = Connection(self, client, self._frost)
-            self._connections.add(connection)
-            self._tasks.add(connection.task)
-            connection.task.add_done_callback(self._ended)
-            if self._armed:
-                connection.cut_at, connection.cut_resets = self._armed.popleft()
-            self.count(accepted=1)
+            waiting = loop.create_future()
+            loop.add_reader(self._listener.fileno(), _resolve, waiting)
+            try:
+                await waiting
+            finally:
+                loop.remove_reader(self._listener.fileno())
+            try:
+                client, _ = self._listener.accept()
+            except BlockingIOError:
+                continue  # it has gone again
+            # In the same step: a task that is ended in between would lose it.
+            self._take(client)
+
+    def _take(self, client: socket.socket) -> None:
+        client.setblocking(False)  # noqa: FBT003 - positional only
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._refuses:
+            _close(client, reset=True)
+            self.count(refused=1)
+            return
+        connection = Connection(self, client, self._frost)
+        self._connections.add(connection)
+        self._tasks.add(connection.task)
+        connection.task.add_done_callback(self._ended)
+        if self._armed:
+            connection.cut_at, connection.cut_resets = self._armed.popleft()
+        self.count(accepted=1)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or task.exception() is None:
@@ -858,8 +877,7 @@ class Network:
 
     def _tear(self, bytes_down: int, ends: contextlib.ExitStack) -> None:
         torn = set(self._connections)
-        for connection in torn:
-            connection.cut_at = bytes_down
+        self.tear(bytes_down=bytes_down)
         ends.callback(self._cut_those, torn.__contains__)
 
     def _cut_those(self, which: Callable[[Connection], bool]) -> None:
