@@ -18,7 +18,7 @@ CLIENT_MODULE := gateway/edge/static/client.js
 # With the folders, whose times tell that a file has gone.
 CLIENT_SOURCE := $(shell find $(CLIENT)/src)
 
-.PHONY: help setup client run demo test test-client test-core lint bench lock clean
+.PHONY: help setup client run demo test test-client test-core lint wheel bench lock clean
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,7 +34,7 @@ $(VENV)/.installed-$(VERSION): requirements/dev.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-client: $(CLIENT_MODULE) ## Build the npm package and the module that the gateway serves
+client: $(CLIENT_MODULE) $(CLIENT)/dist/index.js ## Build the npm package and the module that the gateway serves
 
 $(CLIENT)/node_modules/.installed: $(CLIENT)/package.json $(CLIENT)/package-lock.json
 	@command -v npm >/dev/null || { echo "unable to find npm; the client is built with it: install Node 20.19 or newer"; exit 1; }
@@ -44,6 +44,11 @@ $(CLIENT)/node_modules/.installed: $(CLIENT)/package.json $(CLIENT)/package-lock
 
 $(CLIENT_MODULE): $(CLIENT)/node_modules/.installed $(CLIENT_SOURCE) $(CLIENT)/tsconfig.json $(CLIENT)/tsconfig.build.json
 	@cd $(CLIENT) && npm run --silent build
+	@touch $@
+
+# Written by the same build, before the module: it is only missing when somebody has removed it.
+$(CLIENT)/dist/index.js: $(CLIENT_MODULE)
+	@test -e $@ || (cd $(CLIENT) && npm run --silent build)
 	@touch $@
 
 $(NODE)/node_modules/.installed: $(NODE)/package.json $(NODE)/package-lock.json
@@ -80,6 +85,9 @@ lint: setup $(CLIENT)/node_modules/.installed $(NODE)/node_modules/.installed ##
 	@$(BIN)/lint-imports
 	@cd $(CLIENT) && npm run --silent lint
 	@cd $(CLIENT) && npm run --silent check
+
+wheel: setup client ## Build wheel and sdist into dist/, with the built client in them
+	@$(BIN)/hatchling build
 
 bench: setup client $(NODE)/node_modules/.installed ## Latency, throughput, CPU and memory beside nginx, in one run
 	@$(BIN)/python -m bench $(BENCH)

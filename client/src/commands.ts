@@ -141,11 +141,11 @@ export class Commands {
   }
 
   #refused(waiting: Waiting, refused: Refused): void {
-    const isTimeLeft = performance.now() - waiting.askedAt < this.#retryMs
+    // Jittered, since what one client is refused, all are.
+    const wait = (refused.retryAfter ?? 1) * 1_000 * (0.5 + Math.random() / 2)
+    const isTimeLeft = performance.now() + wait - waiting.askedAt < this.#retryMs
     if (PASSING.has(refused.code) && refused.retryable && isTimeLeft) {
       waiting.isGiven = false
-      // Jittered, since what one client is refused, all are.
-      const wait = (refused.retryAfter ?? 1) * 1_000 * (0.5 + Math.random() / 2)
       waiting.retry = setTimeout(() => {
         waiting.retry = undefined
         this.#giveIfDue(waiting)

@@ -66,7 +66,7 @@ export function open(state: ConnectionState): ConnectionState {
 /** The gateway has shown itself on this carrier. */
 export function proven(state: ConnectionState, carrier: CarrierName = state.carrier): ConnectionState {
   if (state.phase === 'closed') return state
-  return { ...state, phase: 'open', carrier, preferred: carrier, refusals: 0, failures: 0 }
+  return { ...state, phase: 'open', carrier, preferred: carrier, refusals: 0 }
 }
 
 /** There is nothing to be connected for. */

@@ -6,7 +6,7 @@
 import type { Endpoint } from './carriers/carrier.js'
 import { Commands } from './commands.js'
 import { Connector } from './connector.js'
-import { ClosedError, networkError, RefusedError } from './errors.js'
+import { ClosedError, networkError, RefusedError, tell } from './errors.js'
 import { type Begin, type Place, SessionFeed, type SessionListener } from './feed.js'
 import {
   type Accepted,
@@ -79,19 +79,18 @@ export interface AttachOptions {
 const ALL_CARRIERS: readonly CarrierName[] = ['websocket', 'sse', 'long-poll']
 
 export class GatewayConnection {
-  /** This client's id, as others see it in `by.client`. */
-  readonly client: string
   readonly timing: Timing
   readonly #connector: Connector
   readonly #commands: Commands
   readonly #feeds = new Map<string, SessionFeed>()
   readonly #attaches = new Map<string, { feed: SessionFeed; place: Place }>()
   readonly #subscribers = new Set<() => void>()
+  #client: string | undefined
   #status: ConnectionStatus
   #idle: ReturnType<typeof setTimeout> | undefined
 
   constructor(options: GatewayConnectionOptions = {}) {
-    this.client = options.client ?? `c-${mintId()}`
+    this.#client = options.client
     this.timing = { ...DEFAULT_TIMING, ...options.timing }
     this.#commands = new Commands((command) => this.#give(command), this.timing.retryMs)
     this.#connector = new Connector(
@@ -108,6 +107,12 @@ export class GatewayConnection {
       },
     )
     this.#status = { state: 'idle', carrier: this.#connector.state.carrier }
+  }
+
+  /** This client's id, as others see it in `by.client`. Not drawn before it is needed: a Worker's global scope has no dice. */
+  get client(): string {
+    this.#client ??= `c-${mintId()}`
+    return this.#client
   }
 
   /** An immutable snapshot; a new one only when something in it has changed. */
@@ -222,10 +227,10 @@ export class GatewayConnection {
   }
 
   #end(error: Error): void {
-    clearTimeout(this.#idle)
     this.#commands.fail(error)
     for (const feed of this.#feeds.values()) feed.fail(error, 'all')
     this.#feeds.clear()
+    clearTimeout(this.#idle)
   }
 
   #said(said: Said, size: number): void {
@@ -251,6 +256,9 @@ export class GatewayConnection {
   #attached(attached: Attached): void {
     const asked = this.#attaches.get(attached.id ?? '')
     this.#attaches.delete(attached.id ?? '')
+    // A trial of a better carrier attaches to a session, which may have been left meanwhile.
+    if (!this.#feeds.has(attached.session))
+      this.#connector.command({ type: 'detach', id: mintId(), session: attached.session })
     if (!asked || asked.feed.attaching !== attached.id) return
     const again = asked.feed.attached(attached, asked.place)
     if (again) this.#attachAt(asked.feed, again)
@@ -365,7 +373,7 @@ export class GatewayConnection {
   }
 
   #tell(): void {
-    for (const subscriber of [...this.#subscribers]) subscriber()
+    for (const subscriber of [...this.#subscribers]) tell(subscriber)
   }
 
   #phase(): ConnectionPhase {

@@ -173,6 +173,9 @@ export class Connector {
   }
 
   #said(said: Said, size: number): void {
+    // docs/protocol.md: a greeting alone proves nothing, so who is closed after each backs off as well.
+    const isGreeting = said.type === 'hello' || said.type === 'heartbeat'
+    if (this.#state.failures && !isGreeting) this.#state = { ...this.#state, failures: 0 }
     if (said.type !== 'goaway') return this.#events.said(said, size)
     // Until then the stopping node serves as before.
     clearTimeout(this.#leaving)
@@ -185,7 +188,7 @@ export class Connector {
   #closed(closing: Closing): void {
     const { backoffBaseMs: baseMs, backoffMaxMs: maxMs, giveUpMs } = (this.#endpoint as Endpoint).timing
     const now = performance.now()
-    if (this.#state.phase === 'open') this.#downSince = now
+    if (this.#state.phase === 'open' && !this.#state.failures) this.#downSince = now
     const state = closed(this.#state, closing, this.#carriers, { baseMs, maxMs }, now, Math.random())
     this.#drop()
     this.#become(state)
@@ -221,7 +224,7 @@ export class Connector {
   #reprobeLater(): void {
     clearTimeout(this.#reprobe)
     const better = this.#carriers.slice(0, this.#carriers.indexOf(this.#state.carrier))
-    if (!better.length) return
+    if (!better.length || this.#state.phase !== 'open') return
     const { reprobeMs, reprobeSoonMs } = (this.#endpoint as Endpoint).timing
     const base = better.some((name) => this.#worked.has(name)) ? reprobeSoonMs : reprobeMs
     const wait = base * 2 ** Math.min(this.#reprobes, MAX_REPROBE_DOUBLINGS)

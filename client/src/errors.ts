@@ -70,6 +70,17 @@ export function networkError(): TypeError {
   return new TypeError('unable to reach the gateway; the network connection was lost')
 }
 
+/** Call back whoever listens: what it throws is its own, is reported as such, and ends nothing here. */
+export function tell(callback: () => void): void {
+  try {
+    callback()
+  } catch (error) {
+    queueMicrotask(() => {
+      throw error
+    })
+  }
+}
+
 /** What the SDK, like `fetch`, takes for "it was asked to stop". */
 export function abortError(message: string): DOMException {
   return new DOMException(message, 'AbortError')

@@ -7,6 +7,7 @@
  * Rule 1: a listener gets each offset once, in order, without a gap, between two resets.
  * Rule 2: the place is never moved past what somebody has not had.
  */
+import { tell } from './errors.js'
 import type { Attached, From, ResyncReason, SessionRecord } from './protocol.js'
 
 /** What a listener is told. None of it is awaited; all of it comes in order. */
@@ -151,12 +152,13 @@ export class SessionFeed {
     this.offset = record.offset
     if (record.offset > this.last) this.last = record.offset
     for (const listening of [...this.#listeners]) {
+      if (!this.#listeners.includes(listening)) continue // it left by what another was told
       const { begin } = listening
       const isOwn = 'turn' in begin && record.type === 'turn-start' && begin.turn === record.turn
       if (isOwn && listening.offset === undefined) listening.offset = record.offset - 1
       if (listening.offset !== record.offset - 1) continue
       listening.offset = record.offset
-      listening.listener.record(record, size)
+      tell(() => listening.listener.record(record, size))
     }
     this.#tellCaughtUp()
     return true
@@ -183,7 +185,7 @@ export class SessionFeed {
   fail(error: Error, which: 'all' | 'impatient'): void {
     const failing = this.#listeners.filter(({ isPatient }) => which === 'all' || !isPatient)
     this.#listeners = this.#listeners.filter((listening) => !failing.includes(listening))
-    for (const { listener } of failing) listener.failed?.(error)
+    for (const { listener } of failing) tell(() => listener.failed?.(error))
   }
 
   /** To the place that was moved past, if one was. */
@@ -204,7 +206,7 @@ export class SessionFeed {
     if (!isMeant) return
     listening.offset = attached.offset
     listening.isCatchingUp = true
-    listening.listener.attached?.(attached)
+    tell(() => listening.listener.attached?.(attached))
   }
 
   /** @param gone - The cursor that cannot be continued. */
@@ -217,7 +219,7 @@ export class SessionFeed {
       listening.offset = undefined
       listening.isCatchingUp = true
       listening.begin = { from: 'start' }
-      listening.listener.reset?.(reason)
+      tell(() => listening.listener.reset?.(reason))
     }
   }
 
@@ -226,7 +228,7 @@ export class SessionFeed {
     for (const listening of [...this.#listeners]) {
       if (!listening.isCatchingUp || listening.offset === undefined || listening.offset < this.last) continue
       listening.isCatchingUp = false
-      listening.listener.caughtUp?.()
+      tell(() => listening.listener.caughtUp?.())
     }
   }
 

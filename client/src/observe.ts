@@ -37,6 +37,8 @@ export function observe<M extends UIMessage>(
   chat: ObservableChat<M>,
   transport: GatewayChatTransport<M>,
 ): () => void {
+  // Nothing will come any more, which its `connection` tells; an effect that throws would take the page with it.
+  if (transport.connection.state === 'closed') return () => {}
   const observer = new Observer(chat, transport)
   return () => observer.stop()
 }
@@ -180,10 +182,12 @@ function isBusy({ status }: ObservableChat): boolean {
  */
 export function withQuestion<M extends UIMessage>(
   messages: readonly M[],
-  { messages: sent }: TurnStart,
+  { messages: sent, turn }: TurnStart,
 ): M[] {
-  const last = sent.at(-1) as M | undefined
-  if (!last || typeof last !== 'object' || typeof last.id !== 'string') return [...messages]
+  const said = sent.at(-1) as Partial<M> | undefined
+  if (!said || typeof said !== 'object') return [...messages]
+  // Whoever sends without the SDK may leave out what each page needs to show a message.
+  const last = { ...said, id: said.id ?? turn, parts: said.parts ?? [] } as unknown as M
   const known = messages.findIndex(({ id }) => id === last.id)
   return [...(known === -1 ? messages : messages.slice(0, known)), last]
 }

@@ -1,7 +1,7 @@
 /** `useGatewayChat`: `useChat`, with what others do, and a Stop that stops. */
 import { Chat, type UseChatHelpers, useChat } from '@ai-sdk/react'
 import type { ChatInit, UIMessage } from 'ai'
-import { useCallback, useEffect, useMemo, useRef, useState, useSyncExternalStore } from 'react'
+import { type RefObject, useCallback, useEffect, useRef, useState, useSyncExternalStore } from 'react'
 import type { ConnectionStatus } from './connection.js'
 import type { TurnEnd } from './errors.js'
 import { observe } from './observe.js'
@@ -44,15 +44,21 @@ export type UseGatewayChatHelpers<M extends UIMessage = UIMessage> = UseChatHelp
 export function useGatewayChat<M extends UIMessage = UIMessage>(
   options: UseGatewayChatOptions<M>,
 ): UseGatewayChatHelpers<M> {
-  const { transport, experimental_throttle, throttle = experimental_throttle, ...init } = options
+  const { transport: _, experimental_throttle, throttle = experimental_throttle, ...init } = options
   const latest = useRef(init)
   latest.current = init
-  const given = 'chat' in init ? init.chat : undefined
-  const id = 'chat' in init ? undefined : init.id
-  // Made here and not by `useChat`: an unmount of a chat that it has made fires its abort signal (`ai` 7).
-  const chat = useMemo(() => given ?? new Chat<M>(withLatest(latest, transport)), [given, id, transport])
+  // As `useChat` does: the first transport serves a chat for good, so that one made while rendering is no new chat each
+  // time; and the chat is made here, since an unmount of one that `useChat` has made fires its abort signal (`ai` 7).
+  const { chat, transport } = useKept(options, latest)
   const helpers = useChat<M>({ chat, ...(throttle !== undefined && { experimental_throttle: throttle }) })
-  useEffect(() => observe(chat, transport), [chat, transport])
+  useEffect(() => {
+    const disown = own(transport, chat.id, latest)
+    const end = observe(chat, transport)
+    return () => {
+      disown()
+      end()
+    }
+  }, [chat, transport])
   const connection = useSyncExternalStore(
     transport.subscribe,
     () => transport.connection,
@@ -63,20 +69,57 @@ export function useGatewayChat<M extends UIMessage = UIMessage>(
   return { ...helpers, stop, connection, lastTurnEnd }
 }
 
+interface Kept<M extends UIMessage> {
+  readonly given: Chat<M> | undefined
+  readonly id: string | undefined
+  readonly chat: Chat<M>
+  readonly transport: GatewayChatTransport<M>
+}
+
+/** The chat of this component and its transport, until another chat is asked for. */
+function useKept<M extends UIMessage>(
+  options: UseGatewayChatOptions<M>,
+  latest: { readonly current: Omit<UseGatewayChatOptions<M>, keyof CommonOptions<M>> },
+): Kept<M> {
+  const given = 'chat' in options ? options.chat : undefined
+  const id = 'chat' in options ? undefined : options.id
+  const kept = useRef<Kept<M> | undefined>(undefined) as RefObject<Kept<M> | undefined>
+  if (!kept.current || kept.current.given !== given || kept.current.id !== id) {
+    const { transport } = options
+    kept.current = { given, id, transport, chat: given ?? new Chat<M>(withLatest(latest, transport)) }
+  }
+  return kept.current
+}
+
+/** Which of several chat objects of one id calls back, by transport. */
+const owners = new WeakMap<object, Map<string, object>>()
+
+/**
+ * Another object of this id may still stream, whose component is gone: it calls back no more, or all is told twice, and
+ * tools run twice. Returns the end of it.
+ */
+function own(transport: object, id: string, latest: object): () => void {
+  const ids = owners.get(transport) ?? new Map<string, object>()
+  owners.set(transport, ids.set(id, latest))
+  return () => ids.get(id) === latest && ids.delete(id)
+}
+
 /** The chat is made once; what it calls is always the newest rendering's. */
 function withLatest<M extends UIMessage>(
   latest: { readonly current: Omit<UseGatewayChatOptions<M>, keyof CommonOptions<M>> },
   transport: GatewayChatTransport<M>,
 ): ChatInit<M> {
   const init = () => latest.current as ChatInit<M>
+  const { id = '' } = init()
+  const current = () => ((owners.get(transport)?.get(id) ?? latest) === latest ? init() : undefined)
   return {
     ...init(),
     transport,
-    onError: (error) => init().onError?.(error),
-    onData: (part) => init().onData?.(part),
-    onFinish: (finish) => init().onFinish?.(finish),
-    onToolCall: (call) => init().onToolCall?.(call),
-    sendAutomaticallyWhen: (seen) => init().sendAutomaticallyWhen?.(seen) ?? false,
+    onError: (error) => current()?.onError?.(error),
+    onData: (part) => current()?.onData?.(part),
+    onFinish: (finish) => current()?.onFinish?.(finish),
+    onToolCall: (call) => current()?.onToolCall?.(call),
+    sendAutomaticallyWhen: (seen) => current()?.sendAutomaticallyWhen?.(seen) ?? false,
   }
 }
 

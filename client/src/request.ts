@@ -25,10 +25,11 @@ export interface PrepareOptions<M extends UIMessage> {
 /** What it gives back. `body` replaces the whole body. */
 export interface PreparedRequest {
   readonly body: object
-  readonly headers?: HeadersInit
-  readonly credentials?: RequestCredentials
-  readonly api?: string
-  readonly overlap?: Overlap
+  readonly headers?: HeadersInit | undefined
+  /** Taken, so that one function serves the SDK's transports too; a connection's are those of the transport. */
+  readonly credentials?: RequestCredentials | undefined
+  readonly api?: string | undefined
+  readonly overlap?: Overlap | undefined
 }
 
 export type PrepareSendMessagesRequest<M extends UIMessage> = (

@@ -1,7 +1,7 @@
 /** GatewayChatTransport: the AI SDK's `ChatTransport` on a gateway connection. */
 import type { ChatTransport, UIMessage, UIMessageChunk } from 'ai'
 import { type ConnectionStatus, GatewayConnection, type GatewayConnectionOptions } from './connection.js'
-import { abortError, type TurnEnd } from './errors.js'
+import { abortError, type TurnEnd, tell } from './errors.js'
 import type { SessionListener } from './feed.js'
 import { type Attached, type CancelledTurn, isRunning, mintId, type SessionRecord } from './protocol.js'
 import { makeRequest, plainHeaders, type RequestOptions, resolve } from './request.js'
@@ -40,6 +40,8 @@ export class GatewayChatTransport<M extends UIMessage = UIMessage> implements Ch
   /** By chat: what was read of a turn whose stream failed when reconnecting was given up. */
   readonly #broken = new Map<string, { turn: string; taken: number }>()
   readonly #readers = new Set<TurnReader>()
+  /** Sends whose request is being made: their headers or body are waited for. */
+  readonly #preparing = new Set<{ readonly chatId: string; isCancelled: boolean }>()
   readonly #endListeners = new Set<(end: TurnEnd) => void>()
 
   constructor(options: GatewayChatTransportOptions<M> = {}) {
@@ -95,8 +97,11 @@ export class GatewayChatTransport<M extends UIMessage = UIMessage> implements Ch
     const turn = mintId()
     this.#remember(chatId, turn)
     this.#count(chatId)
-    const request = await makeRequest(this.#options, options)
+    const preparing = { chatId, isCancelled: false }
+    this.#preparing.add(preparing)
+    const request = await makeRequest(this.#options, options).finally(() => this.#preparing.delete(preparing))
     abortSignal?.throwIfAborted()
+    if (preparing.isCancelled) throw abortError('the turn was cancelled')
     const reader = this.#follow(chatId, turn)
     reader.isAccepted = false
     const accepted = this.gateway.send(chatId, { ...request, turn }).then(
@@ -137,6 +142,7 @@ export class GatewayChatTransport<M extends UIMessage = UIMessage> implements Ch
    */
   async cancel(chatId: string, options: { readonly turn?: string } = {}): Promise<CancelledTurn[]> {
     const { turn } = options
+    for (const one of this.#preparing) if (one.chatId === chatId) one.isCancelled ||= turn === undefined
     const followed = [...this.#readers].filter((reader) => reader.chatId === chatId && !reader.isOver)
     const { state } = this.connection
     if (turn !== undefined || !followed.length || state === 'live' || state === 'catching-up')
@@ -212,7 +218,12 @@ export class GatewayChatTransport<M extends UIMessage = UIMessage> implements Ch
   #follow(chatId: string, turn: string): TurnReader {
     let detach: (() => void) | undefined
     const reader = this.makeReader(chatId, turn, () => detach?.())
-    detach = this.gateway.listen(chatId, reader, { turn }, false)
+    try {
+      detach = this.gateway.listen(chatId, reader, { turn }, false)
+    } catch (error) {
+      reader.leave()
+      throw error
+    }
     return reader
   }
 
@@ -269,8 +280,7 @@ export class GatewayChatTransport<M extends UIMessage = UIMessage> implements Ch
 
   #ended(end: TurnEnd): void {
     this.#broken.delete(end.chatId)
-    this.#options.onTurnEnd?.(end)
-    for (const listener of [...this.#endListeners]) listener(end)
+    for (const listener of [this.#options.onTurnEnd, ...this.#endListeners]) tell(() => listener?.(end))
   }
 }
 

@@ -10,6 +10,9 @@ import type { Chunk, SessionRecord, TurnEndRecord } from './protocol.js'
  */
 const MAX_WAITING_SIZE = 32 * 1024 * 1024
 
+/** Chunks that are read before they are let go of. */
+const MANY = 1_000
+
 export interface TurnReaderOptions {
   readonly chatId: string
   readonly turn: string
@@ -31,6 +34,8 @@ export class TurnReader implements SessionListener {
   readonly #options: TurnReaderOptions
   #controller: ReadableStreamDefaultController<UIMessageChunk> | undefined
   #waiting: { chunk: UIMessageChunk; size: number }[] = []
+  /** How many of the first are read. */
+  #read = 0
   #waitingSize = 0
   #isPulled = false
   #ending: { error?: Error } | undefined
@@ -162,9 +167,12 @@ export class TurnReader implements SessionListener {
       if (this.#ending) this.#leftOnce()
       return
     }
-    const next = this.#waiting[0]
+    const next = this.#waiting[this.#read]
     if (next && this.#isPulled) {
-      this.#waiting.shift()
+      this.#read += 1
+      // One by one, a long backlog would be moved up once for each of its chunks.
+      if (this.#read === MANY) this.#waiting.splice(0, this.#read)
+      this.#read %= MANY
       this.#waitingSize -= next.size
       this.#isPulled = false
       this.#isFailing = next.chunk.type === 'error'

@@ -183,6 +183,28 @@ describe('the WebSocket', () => {
     expect(told.closing).toMatchObject({ code: 0 })
   })
 
+  test('has longer to answer when much is still being written', () => {
+    const { told, carrier } = open()
+    told.network.socket.greets({ heartbeat: 600 })
+    told.network.socket.bufferedAmount = 1_600_000 // at 16 kB/s
+    carrier.probe()
+    vi.advanceTimersByTime(DEFAULT_TIMING.probeMs + 99_999)
+    expect(told.closing).toBeUndefined()
+    vi.advanceTimersByTime(1)
+    expect(told.closing).toMatchObject({ reason: 'no answer to a ping' })
+  })
+
+  test('that does not tell what is being written is asked all the same', () => {
+    const { told, carrier } = open()
+    told.network.socket.greets()
+    told.network.socket.bufferedAmount = undefined as unknown as number
+    carrier.probe()
+    vi.advanceTimersByTime(DEFAULT_TIMING.probeMs - 1)
+    expect(told.closing).toBeUndefined()
+    vi.advanceTimersByTime(1)
+    expect(told.closing).toBeDefined()
+  })
+
   test('lives on when it says anything', () => {
     const { told, carrier } = open()
     told.network.socket.greets()
@@ -328,6 +350,7 @@ describe('the event stream', () => {
   test.each([
     ['<html>', 502],
     ['{"error":"no"}', 403],
+    ['{"code":"SERVICE_UNAVAILABLE","message":"upstream down"}', 503],
     ['<html>', 200],
   ])('answered %s by somebody in between does not work here', async (body, status) => {
     const { told, carrier } = await open()
@@ -336,6 +359,22 @@ describe('the event stream', () => {
     told.network.request('/events').answers(body, status)
     await flush()
     expect(told.closing?.reason).toContain(String(status))
+    expect(told.said_).toEqual([]) // nobody is refused by it
+    expect(vi.getTimerCount()).toBe(0)
+  })
+
+  test('of another kind that never ends is swallowed', async () => {
+    const { told, carrier } = await open()
+    carrier.command(attach)
+    await flush()
+    const request = told.network.request('/events')
+    request.streams('application/octet-stream')
+    request.writes('event: attached\n')
+    await vi.advanceTimersByTimeAsync(DEFAULT_TIMING.helloMs - 1)
+    expect(told.closing).toBeUndefined()
+    await vi.advanceTimersByTimeAsync(1)
+    expect(told.closing).toMatchObject({ timedOut: true })
+    expect(request.isAborted).toBe(true)
   })
 
   test('that cannot be had does not work here', async () => {
@@ -358,6 +397,59 @@ describe('the event stream', () => {
     await flush()
     expect(told.all).toEqual(['ready', 'cancelled'])
     expect(told.said_[0]).toMatchObject({ id: 'x1' })
+  })
+
+  test.each([400, 403, 413, 414, 422, 431])(
+    'has a command refused that somebody in between answers %i, and stays',
+    async (status) => {
+      const { told, carrier } = await open()
+      carrier.command({ type: 'cancel', id: 'x1', session: 's' })
+      await flush()
+      told.network.request('/commands').answers('<html>413 Request Entity Too Large</html>', status)
+      await flush()
+      expect(told.said_).toMatchObject([
+        { type: 'error', id: 'x1', code: 'refused-on-the-way', retryable: false },
+      ])
+      expect(told.said_[0]).toMatchObject({ message: expect.stringContaining(String(status)) })
+      expect(told.closing).toBeUndefined()
+    },
+  )
+
+  test.each([
+    ['<html>', 502],
+    ['{"code":"SERVICE_UNAVAILABLE","message":"upstream down"}', 503],
+    ['<html>login</html>', 200],
+    ['null', 200],
+  ])('whose command is answered %s, %i, does not work here', async (body, status) => {
+    const { told, carrier } = await open()
+    carrier.command({ type: 'cancel', id: 'x1', session: 's' })
+    await flush()
+    told.network.request('/commands').answers(body, status)
+    await flush()
+    expect(told.all).toEqual(['ready', 'closed'])
+  })
+
+  test('waits for a large message as long as a slow network takes', async () => {
+    const { told, carrier } = await open()
+    const command = { type: 'send', id: 'x1', session: 's', turn: 't', body: { text: '' } } as const
+    const text = 'x'.repeat(1_600_000 - JSON.stringify(command).length)
+    carrier.command({ ...command, body: { text } }) // at 16 kB/s
+    await vi.advanceTimersByTimeAsync(DEFAULT_TIMING.requestMs + 99_999)
+    expect(told.closing).toBeUndefined()
+    expect(told.network.open('/commands')).toHaveLength(1)
+    await vi.advanceTimersByTimeAsync(1)
+    expect(told.closing).toBeDefined()
+    expect(told.network.open('/commands')).toEqual([])
+  })
+
+  test('keeps no timer of a command that was answered', async () => {
+    const { told, carrier } = await open()
+    carrier.command({ type: 'ping', id: 'p' })
+    await flush()
+    expect(vi.getTimerCount()).toBe(1)
+    told.network.request('/commands').answers({ type: 'pong' })
+    await flush()
+    expect(vi.getTimerCount()).toBe(0)
   })
 
   test('begins anew when the page wakes', async () => {
@@ -434,6 +526,31 @@ describe('the long-poll', () => {
     told.network.request('/commands').answers({ type: 'pong' })
     await flush()
     expect(told.all).toEqual(['ready', 'proven', 'pong'])
+  })
+
+  test('is not proven by a command that a login page answers', async () => {
+    const { told, carrier } = await open()
+    carrier.command({ type: 'ping', id: 'p' })
+    await flush()
+    told.network.request('/commands').answers('<html>login</html>')
+    await flush()
+    expect(told.all).toEqual(['ready', 'closed'])
+  })
+
+  test('has a deadline of its own for each poll, and no other', async () => {
+    const { told } = await open()
+    const answer = { cursor: '1.0', offset: 0, last: 0, turns: [], records: [] }
+    for (let polls = 0; polls < 5; polls += 1) {
+      expect(vi.getTimerCount()).toBe(1)
+      told.network.request('/events').answers(answer)
+      await flush()
+    }
+    const wait = DEFAULT_TIMING.pollSeconds * 1_000 + DEFAULT_TIMING.requestMs
+    await vi.advanceTimersByTimeAsync(wait - 1)
+    expect(told.closing).toBeUndefined()
+    await vi.advanceTimersByTimeAsync(1)
+    expect(told.closing).toBeDefined()
+    expect(vi.getTimerCount()).toBe(0)
   })
 
   test('asks no more when its session is left', async () => {

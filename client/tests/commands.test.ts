@@ -223,6 +223,19 @@ describe('a refusal', () => {
     expect(sent.value).toMatchObject({ ...refused, message: 'unable to', retryAfter: 3 })
   })
 
+  test('that would not pass in time is told at once', async () => {
+    const carrying = new Carrying()
+    const sent = outcome(carrying.send('a'))
+    carrying.refuse(carrying.given[0] as SendCommand, {
+      code: 'rate-limited',
+      retryable: true,
+      retryAfter: 3_600,
+    })
+    await flush()
+    expect(sent).toMatchObject({ is: 'rejected', value: { code: 'rate-limited', retryAfter: 3_600 } })
+    expect(vi.getTimerCount()).toBe(0)
+  })
+
   test('that is waited for is not given on a new connection before its time', async () => {
     const carrying = new Carrying()
     void carrying.send('a')

@@ -5,6 +5,7 @@ import type { SessionListener } from '../src/feed.js'
 import type { ResyncReason, SessionRecord } from '../src/protocol.js'
 import { Journal } from './support/journal.js'
 import { ScriptedNetwork } from './support/network.js'
+import { watchUncaught } from './support/uncaught.js'
 
 beforeEach(() => {
   vi.useFakeTimers()
@@ -164,6 +165,27 @@ describe('a connection', () => {
     expect(page.connection.status.state).toBe('catching-up')
   })
 
+  test('that is closed after each greeting waits ever longer, until it was of use', async () => {
+    const page = new Page({ carriers: ['websocket'] })
+    page.connection.attach('s', new Heard())
+    const waits: number[] = []
+    const loses = async () => {
+      const lostAt = performance.now()
+      page.socket.drops(1011)
+      await page.tries()
+      waits.push(performance.now() - lostAt)
+    }
+    for (let times = 0; times < 3; times += 1) {
+      page.socket.greets()
+      page.socket.says({ type: 'heartbeat' })
+      await loses()
+    }
+    page.socket.greets()
+    page.attaches()
+    await loses()
+    expect(waits).toEqual([250, 500, 1_000, 250])
+  })
+
   test('is offline where the page says that there is no network', () => {
     vi.stubGlobal('navigator', { onLine: false })
     const page = new Page()
@@ -286,6 +308,29 @@ describe('closed for good', () => {
     expect(vi.getTimerCount()).toBe(0)
   })
 
+  test('by its owner: no timer is left, though who fails leaves', () => {
+    const page = new Page()
+    const detach = page.connection.attach('s', { record() {}, failed: () => detach() })
+    page.socket.greets()
+    page.attaches()
+    page.connection.close()
+    expect(vi.getTimerCount()).toBe(0)
+  })
+
+  test('by a subscriber, as soon as it works: no better carrier is tried', async () => {
+    const page = new Page({ carriers: ['websocket', 'sse'], timing: { reprobeMs: 1_000 } })
+    page.connection.attach('s', new Heard())
+    await wait(4_000)
+    page.connection.subscribe(() => {
+      if (page.connection.status.state === 'catching-up') page.connection.close()
+    })
+    await page.streams()
+    await wait(60_000)
+    expect(page.connection.status.state).toBe('closed')
+    expect(page.network.sockets).toHaveLength(1)
+    expect(vi.getTimerCount()).toBe(0)
+  })
+
   test('before it was ever open', () => {
     const page = new Page()
     page.connection.close()
@@ -332,6 +377,51 @@ describe('a network', () => {
     page.socket.drops()
     await page.streams()
     expect(page.connection.status).toEqual({ state: 'live', carrier: 'sse' })
+    page.connection.close()
+  })
+
+  test('without AbortSignal.any works on both HTTP carriers', async () => {
+    vi.spyOn(AbortSignal, 'any').mockImplementation(() => {
+      throw new TypeError('AbortSignal.any is not a function')
+    })
+    const page = new Page({ carriers: ['sse', 'long-poll'] })
+    page.connection.attach('s', new Heard())
+    await wait()
+    page.network.request('/events').streams() // its first bytes are held back
+    await wait(4_000)
+    page.network.request('/events').answers({ ...page.journal.attach({}).attached, records: [] })
+    await wait()
+    expect(page.connection.status).toEqual({ state: 'live', carrier: 'long-poll' })
+    const sent = outcome(page.connection.send('s', { turn: 'u', body: {} }))
+    await wait()
+    const accepted = { type: 'accepted', session: 's', turn: 'u', cursor: '' }
+    page.network.request('/commands').answers(accepted)
+    await wait()
+    expect(sent.is).toBe('resolved')
+    page.connection.close()
+    expect(page.network.open('')).toEqual([])
+  })
+
+  test('that makes something else of streams gets long-polls', async () => {
+    const page = new Page({ carriers: ['sse', 'long-poll'] })
+    page.connection.attach('s', new Heard())
+    await wait()
+    page.network.request('/events').streams('application/octet-stream')
+    await wait(4_000)
+    expect(page.connection.status.carrier).toBe('long-poll')
+    page.connection.close()
+  })
+
+  test('whose login page answers 200 works on no carrier', async () => {
+    const page = new Page({ carriers: ['sse', 'long-poll'] })
+    page.connection.attach('s', new Heard())
+    outcome(page.connection.send('s', { body: {} }))
+    for (let waited = 0; waited < 8_000; waited += 10) {
+      for (const path of ['/commands', '/events'])
+        for (const request of page.network.open(path)) request.answers('<html>login</html>')
+      await wait(10)
+    }
+    expect(new Set(page.statuses.map((one) => one.split(' ')[0]))).toEqual(new Set(['connecting', 'offline']))
     page.connection.close()
   })
 
@@ -472,6 +562,100 @@ describe('a network', () => {
   })
 })
 
+test('a session that was left while a better carrier was tried on it is left there as well', async () => {
+  const page = new Page({ carriers: ['sse', 'long-poll'] })
+  const detach = page.connection.attach('left', new Heard())
+  page.connection.attach('kept', new Heard())
+  await wait(4_000)
+  for (const poll of page.network.open('/events')) {
+    const session = poll.url.pathname.split('/').at(-2)
+    poll.answers({ session, cursor: '1.1', offset: 1, last: 1, turns: [], records: [] })
+  }
+  await wait(38_000)
+  for (const poll of page.network.open('/events'))
+    poll.answers({ cursor: '1.1', offset: 1, last: 1, turns: [], records: [] })
+  await wait(22_000)
+  const [trial] = page.network
+    .open('/events')
+    .filter(({ headers }) => headers.get('accept') === 'text/event-stream')
+  expect(trial?.url.pathname).toContain('/left/')
+  detach()
+  trial?.streams()
+  const attached = { type: 'attached', session: 'left', cursor: '1.1', offset: 1, last: 1, turns: [] }
+  trial?.event({ ...attached, heartbeat: 25 }, 'attached')
+  await wait()
+  expect(page.connection.status.carrier).toBe('sse')
+  expect(trial?.isAborted).toBe(true)
+  expect(page.network.open('/events').map(({ url }) => url.pathname.split('/').at(-2))).toEqual(['kept'])
+  page.connection.close()
+})
+
+describe('who listens and throws', () => {
+  class Throwing implements SessionListener {
+    throws(what: string): never {
+      throw new Error(what)
+    }
+
+    attached = () => this.throws('attached')
+    record = () => this.throws('record')
+    caughtUp = () => this.throws('caughtUp')
+    reset = () => this.throws('reset')
+    failed = () => this.throws('failed')
+  }
+
+  test('costs nobody else anything, and it is told to the page', async () => {
+    const uncaught = watchUncaught()
+    const page = new Page()
+    const heard = new Heard()
+    page.connection.attach('s', new Throwing())
+    page.connection.attach('s', heard)
+    page.socket.greets()
+    page.attaches()
+    page.push(page.journal.start('t'))
+    page.socket.says({ type: 'resync', session: 's', reason: 'too-far-behind' })
+    page.attaches()
+    page.push(page.journal.at(1) as SessionRecord)
+    page.push(page.journal.chunk('t'))
+    expect(page.socket.commands('attach')).toHaveLength(2) // nobody asks again for what was had
+    page.connection.close()
+    await wait()
+    expect(heard.all).toEqual([1, 'too-far-behind', 1, 2, 'ClosedError'])
+    const told = ['attached', 'caughtUp', 'record', 'reset', 'attached', 'record', 'caughtUp', 'record']
+    expect(uncaught).toEqual([...told, 'failed'])
+  })
+
+  test('to the status costs nobody else anything', async () => {
+    const uncaught = watchUncaught()
+    const page = new Page()
+    const { connection } = page
+    connection.subscribe(() => {
+      throw new Error(connection.status.state)
+    })
+    const later: string[] = []
+    connection.subscribe(() => later.push(connection.status.state))
+    connection.attach('s', new Heard())
+    page.socket.greets()
+    page.attaches()
+    expect(later).toEqual(['connecting', 'catching-up', 'live'])
+    page.socket.drops(4500, 'no')
+    await wait()
+    expect(later.at(-1)).toBe('closed')
+    expect(new Set(uncaught)).toEqual(new Set(later))
+  })
+})
+
+test('who is detached by what another is told hears nothing more', () => {
+  const page = new Page()
+  const heard = new Heard()
+  page.connection.attach('s', { record: () => detach() })
+  const detach = page.connection.attach('s', heard)
+  page.socket.greets()
+  page.attaches()
+  page.push(page.journal.start('t'))
+  page.push(page.journal.chunk('t'))
+  expect(heard.all).toEqual([])
+})
+
 describe('given up', () => {
   function cut(): { page: Page; patient: Heard; impatient: Heard } {
     const page = new Page({ carriers: ['websocket'], timing: { giveUpMs: 20_000 } })
@@ -516,6 +700,22 @@ describe('given up', () => {
     page.socket.says({ type: 'accepted', id, session: 's', turn: 'u', cursor: '1.0' })
     await wait()
     expect(sent).toMatchObject({ is: 'resolved', value: { turn: 'u' } })
+  })
+
+  test('also where each attempt is greeted, and closed', async () => {
+    const { page, patient, impatient } = cut()
+    const sent = outcome(page.connection.send('s', { body: {} }))
+    const lostAt = performance.now()
+    page.socket.drops(1011)
+    while (!impatient.all.length && performance.now() - lostAt < 60_000) {
+      await page.tries()
+      page.socket.greets()
+      page.socket.drops(1011)
+    }
+    expect(performance.now() - lostAt).toBeLessThan(60_000)
+    await wait()
+    expect([patient.all, impatient.all, sent.is]).toEqual([[], ['TypeError'], 'rejected'])
+    page.connection.close()
   })
 
   test('with nobody left it rests', async () => {
@@ -604,6 +804,36 @@ describe('commands', () => {
     await wait()
     expect(sent.value).toBeInstanceOf(RefusedError)
     expect(sent.value).toMatchObject({ code: 'busy' })
+  })
+
+  test('that are refused on the way are refused, and nothing else ends', async () => {
+    const page = new Page({ carriers: ['sse'] })
+    page.connection.attach('s', new Heard())
+    await page.streams()
+    const sent = outcome(page.connection.send('s', { body: {} }))
+    await wait()
+    page.network.request('/commands').answers('<html>413 Request Entity Too Large</html>', 413)
+    await wait(10_000)
+    expect(sent.value).toBeInstanceOf(RefusedError)
+    expect(sent.value).toMatchObject({ code: 'refused-on-the-way', retryable: false })
+    expect(page.connection.status.state).toBe('live')
+    expect(page.network.requests).toHaveLength(2)
+    page.connection.close()
+  })
+
+  test('that a load balancer refuses for now are posted again', async () => {
+    const page = new Page({ carriers: ['sse'] })
+    page.connection.attach('s', new Heard())
+    await page.streams()
+    const sent = outcome(page.connection.send('s', { turn: 'u', body: {} }))
+    await wait()
+    const refusal = { code: 'SERVICE_UNAVAILABLE', message: 'upstream down' }
+    page.network.request('/commands').answers(refusal, 503)
+    await wait(250)
+    await page.streams()
+    expect(sent).toEqual({})
+    expect(page.network.request('/commands').body).toMatchObject({ type: 'send', turn: 'u' })
+    page.connection.close()
   })
 
   test('on the HTTP carriers are posted, and the sender asks for its records', async () => {

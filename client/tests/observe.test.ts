@@ -45,7 +45,18 @@ describe('the messages as they were when a turn was sent', () => {
     ],
     ['the last one sent counts', [u1], [u1, a1, u2], [u1, u2]],
     ['none leaves all as it is', [u1, a1], [], [u1, a1]],
-    ['what is no message leaves all as it is', [u1], [{ role: 'user' }], [u1]],
+    [
+      'a question without an id is named by its turn',
+      [u1, a1],
+      [{ role: 'user', parts: u2.parts }],
+      [u1, a1, { ...u2, id: 't' }],
+    ],
+    [
+      'a question without parts has none, so that no page breaks on it',
+      [u1],
+      [{ id: 'u2', role: 'user' }],
+      [u1, { ...u2, parts: [] }],
+    ],
     ['what is no object leaves all as it is', [u1], ['hello'], [u1]],
     ['what is null leaves all as it is', [u1], [null], [u1]],
   ]
@@ -275,6 +286,13 @@ describe('a chat that is observed', () => {
     await settle()
     expect(page.chat.answers).toEqual(['u1 a b'])
     expect(page.network.socket.commands('detach')).toHaveLength(1)
+  })
+
+  test('is left alone on a transport that is closed: an effect that throws would take the page with it', () => {
+    const page = new Page()
+    page.transport.close()
+    observe(page.chat, page.transport)()
+    expect(page.network.sockets).toEqual([])
   })
 
   test('ended with nothing to show leaves at once', () => {

@@ -4,6 +4,7 @@ import { RefusedError } from '../src/errors.js'
 import { GatewayChatTransport, type GatewayChatTransportOptions } from '../src/transport.js'
 import { Journal } from './support/journal.js'
 import { ScriptedNetwork } from './support/network.js'
+import { watchUncaught } from './support/uncaught.js'
 
 beforeEach(() => {
   vi.useFakeTimers()
@@ -230,6 +231,109 @@ describe('a send', () => {
   })
 })
 
+describe('a send whose request is being made', () => {
+  const waits: Record<string, (until: Promise<object>) => GatewayChatTransportOptions> = {
+    headers: (until) => ({ headers: async () => ({ ...(await until) }) }),
+    body: (until) => ({ body: () => until }),
+    prepareSendMessagesRequest: (until) => ({
+      prepareSendMessagesRequest: async () => ({ body: await until }),
+    }),
+  }
+  const names = Object.keys(waits)
+
+  /** It is asked for, on a connection that is live; `go` is when all it waits for is there. */
+  async function preparing(
+    name: string,
+    abortSignal?: AbortSignal,
+  ): Promise<{ page: Page; sending: Outcome; go: () => void }> {
+    let go = () => {}
+    const promise = new Promise<object>((resolve) => {
+      go = () => resolve({})
+    })
+    const page = new Page(waits[name]?.(promise))
+    page.transport.gateway.attach('s', { record() {} })
+    page.socket.greets()
+    page.attaches()
+    const sending = outcome(
+      page.transport.sendMessages({
+        chatId: 's',
+        messages: [],
+        trigger: 'submit-message',
+        messageId: undefined,
+        abortSignal,
+      }),
+    )
+    await wait()
+    return { page, sending, go }
+  }
+
+  test.each(names)('is not sent when all is cancelled while its %s is waited for', async (name) => {
+    const { page, sending, go } = await preparing(name)
+    const cancelling = page.transport.cancel('s')
+    page.socket.says({ type: 'cancelled', id: page.socket.last('cancel').id, turns: [] })
+    expect(await cancelling).toEqual([])
+    go()
+    await wait()
+    expect(sending.error).toMatchObject({ name: 'AbortError' })
+    expect(page.socket.commands('send')).toEqual([])
+  })
+
+  test.each(names)('is not sent when its signal fires while its %s is waited for', async (name) => {
+    const leaving = new AbortController()
+    const { page, sending, go } = await preparing(name, leaving.signal)
+    leaving.abort()
+    go()
+    await wait()
+    expect(sending.error).toMatchObject({ name: 'AbortError' })
+    expect(page.socket.commands('send')).toEqual([])
+  })
+
+  test('is sent when something else is cancelled, or something before it', async () => {
+    const { page, go } = await preparing('headers')
+    outcome(page.transport.cancel('s', { turn: 'x' }).then(() => null))
+    outcome(page.transport.cancel('other').then(() => null))
+    go()
+    await wait()
+    expect(page.socket.commands('send')).toHaveLength(1)
+    const cancelled = await preparing('headers')
+    outcome(cancelled.page.transport.cancel('s').then(() => null))
+    cancelled.go()
+    await wait()
+    const { id } = cancelled.page.socket.last('cancel')
+    cancelled.page.socket.says({ type: 'cancelled', id, turns: [] })
+    await cancelled.page.sends()
+    expect(cancelled.page.socket.commands('send')).toHaveLength(1)
+  })
+})
+
+test('a send that could not begin is followed by nobody: a later cancel is of all that run', async () => {
+  const page = new Page({ url: undefined })
+  const send = page.transport.sendMessages({
+    chatId: 's',
+    messages: [],
+    trigger: 'submit-message',
+    messageId: undefined,
+    abortSignal: undefined,
+  })
+  await expect(send).rejects.toThrow('give its `url`')
+  vi.stubGlobal('location', { href: 'http://gateway/' })
+  outcome(page.transport.cancel('s').then(() => null))
+  page.socket.greets()
+  expect(page.socket.commands('cancel').map(({ turn }) => turn)).toEqual([undefined])
+})
+
+test('a client is named when it is needed: the global scope of a Worker has no dice', () => {
+  const noDice = () => {
+    throw new Error('disallowed operation called within global scope')
+  }
+  vi.stubGlobal('crypto', { getRandomValues: noDice, randomUUID: noDice })
+  const { transport } = new Page()
+  expect(transport.connection.state).toBe('idle')
+  vi.unstubAllGlobals()
+  expect(transport.client).toMatch(/^c-/)
+  expect(transport.client).toBe(transport.client)
+})
+
 describe('a resume', () => {
   test('is of the newest that runs, from its first chunk', async () => {
     const page = new Page()
@@ -336,6 +440,28 @@ test('each end is told to all who ask for it, as long as they do', async () => {
   page.socket.says(page.journal.start(next))
   page.socket.says(page.journal.end(next))
   expect(told).toEqual(['option cancelled', `s ${turn}`, 'option complete'])
+})
+
+test('an end whose listener throws is told to all others, and its stream ends', async () => {
+  const uncaught = watchUncaught()
+  const told: string[] = []
+  const page = new Page({
+    onTurnEnd: () => {
+      throw new Error('a bug of the page')
+    },
+  })
+  page.transport.onTurnEnd(({ reason }) => told.push(reason))
+  const { sending, turn, id } = await page.sends()
+  page.accepts(id, turn)
+  await wait()
+  const seen = reading(sending)
+  page.socket.says(page.journal.start(turn))
+  page.says(turn, 'a')
+  page.socket.says(page.journal.end(turn))
+  await wait()
+  expect(seen).toEqual({ read: ['a'], ended: 'closed' })
+  expect([told, uncaught]).toEqual([['complete'], ['a bug of the page']])
+  expect(page.socket.commands('detach')).toHaveLength(1)
 })
 
 test('a snapshot of the connection is what useSyncExternalStore asks for', () => {

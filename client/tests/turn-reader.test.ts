@@ -44,6 +44,8 @@ class Turned {
   }
 }
 
+const backlogged = { type: 'chunk', session: 's', turn: 't', offset: 0, cursor: '' } as const
+
 function chunk(delta: string): UIMessageChunk {
   return { type: 'text-delta', id: '1', delta }
 }
@@ -212,6 +214,15 @@ describe('the stream', () => {
     const drained = await drain(turned.reader.stream)
     expect(drained.read).toEqual([])
     expect(String(drained.error)).toContain('unable to keep the answer')
+  })
+
+  test('a long backlog comes whole and in order', async () => {
+    const turned = new Turned()
+    const deltas = Array.from({ length: 80_000 }, (_, index) => String(index))
+    turned.start()
+    for (const delta of deltas) turned.reader.record({ ...backlogged, data: chunk(delta) }, 1)
+    turned.end()
+    expect((await drain(turned.reader.stream)).read).toEqual(deltas)
   })
 
   test('has room again for what was read', async () => {

@@ -25,8 +25,8 @@ export class EventStreamCarrier extends HttpCarrier {
     })
     const isStream = response.headers.get('content-type')?.startsWith('text/event-stream')
     if (!response.ok || !response.body || !isStream) {
-      silence.stop() // it has answered: one session that is refused does not end the others
-      return this.refused(response, attach.id)
+      await this.refused(response, attach.id)
+      return silence.stop() // one session that is refused does not end the others
     }
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
     const events = new EventData()

@@ -1,6 +1,15 @@
 /** What the two carriers over plain HTTP share: commands are POSTed, refusals are read. */
 import type { Closing } from '../connection-state.js'
-import type { AttachCommand, CancelCommand, Command, PingCommand, Said, SendCommand } from '../protocol.js'
+import {
+  type AttachCommand,
+  type CancelCommand,
+  type Command,
+  type PingCommand,
+  parseLine,
+  type Refused,
+  type Said,
+  type SendCommand,
+} from '../protocol.js'
 import { type Carrier, type CarrierEvents, type Endpoint, urlOf } from './carrier.js'
 
 type Posted = SendCommand | CancelCommand | PingCommand
@@ -78,25 +87,50 @@ export abstract class HttpCarrier implements Carrier {
     })
   }
 
+  /** Ask, for so long at most. `AbortSignal.any`, which would do, is younger than many a browser (Safari 17.4). */
+  protected async within<T>(
+    milliseconds: number,
+    signal: AbortSignal,
+    ask: (signal: AbortSignal) => Promise<T>,
+  ): Promise<T> {
+    const asking = new AbortController()
+    const abort = () => asking.abort()
+    const timer = setTimeout(abort, milliseconds)
+    signal.addEventListener('abort', abort, { signal: asking.signal })
+    if (signal.aborted) abort()
+    try {
+      return await ask(asking.signal)
+    } finally {
+      clearTimeout(timer)
+      abort()
+    }
+  }
+
   /** A refusal of the gateway becomes the command's reply; anything else in between ends the carrier. */
-  protected async refused(response: Response, id: string): Promise<void> {
+  protected async refused(response: Response, id: string, isCommand = false): Promise<void> {
     const text = await response.text()
     try {
-      const refusal = JSON.parse(text) as { code?: unknown; message?: unknown; retryable?: unknown }
-      if (typeof refusal.code === 'string' && typeof refusal.message === 'string') {
-        return this.said({ retryable: false, ...refusal, type: 'error', id } as Said, text.length)
+      const refusal = JSON.parse(text) as Partial<Refused>
+      if (refusal.code && typeof refusal.retryable === 'boolean') {
+        return this.said({ ...refusal, type: 'error', id } as Refused, text.length)
       }
     } catch {
       // Not the gateway's words; told below.
     }
-    this.ended({ code: 0, reason: `unable to use ${this.name}; the answer was ${response.status}` })
+    const { status } = response
+    const message = `unable to use ${this.name}; the answer was ${status}`
+    // One message may be too much for what stands in between (its size, a firewall's rules): asked again it is refused again.
+    if (isCommand && [400, 403, 413, 414, 422, 431].includes(status))
+      return this.said({ type: 'error', id, code: 'refused-on-the-way', message, retryable: false }, 0)
+    this.ended({ code: 0, reason: message })
   }
 
   #attach(attach: AttachCommand): void {
     this.#detach(attach.session)
     const leaving = new AbortController()
     this.#sessions.set(attach.session, leaving)
-    const signal = AbortSignal.any([leaving.signal, this.closing.signal])
+    const { signal } = leaving
+    this.closing.signal.addEventListener('abort', () => leaving.abort(), { signal })
     this.follow(attach, signal).catch((error: unknown) => {
       if (!signal.aborted) this.ended({ code: 0, reason: String(error) })
     })
@@ -108,17 +142,24 @@ export abstract class HttpCarrier implements Carrier {
   }
 
   async #post(command: Posted): Promise<void> {
+    const body = JSON.stringify(command)
+    // A picture on a bad mobile network: 16 kB/s are waited for.
+    const wait = this.endpoint.timing.requestMs + body.length / 16
     try {
-      const response = await this.request(urlOf(this.endpoint, 'commands'), {
-        method: 'POST',
-        body: JSON.stringify(command),
-        headers: { 'content-type': 'application/json' },
-        signal: AbortSignal.any([this.closing.signal, AbortSignal.timeout(this.endpoint.timing.requestMs)]),
+      await this.within(wait, this.closing.signal, async (signal) => {
+        const headers = { 'content-type': 'application/json' }
+        const response = await this.request(urlOf(this.endpoint, 'commands'), {
+          method: 'POST',
+          body,
+          headers,
+          signal,
+        })
+        if (!response.ok) return this.refused(response, command.id, true)
+        const text = await response.text()
+        const said = parseLine(text)
+        this.answered()
+        this.said({ ...said, id: command.id } as Said, text.length)
       })
-      if (!response.ok) return await this.refused(response, command.id)
-      const text = await response.text()
-      this.answered()
-      this.said({ ...(JSON.parse(text) as Said), id: command.id } as Said, text.length)
     } catch (error) {
       this.ended({ code: 0, reason: String(error) })
     }

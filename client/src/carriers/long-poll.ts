@@ -44,13 +44,13 @@ export class LongPollCarrier extends HttpCarrier {
     this.said(resync ? { ...attached, resync } : attached, 0)
   }
 
-  async #poll(place: AttachCommand, wait: number, signal: AbortSignal): Promise<Polled | undefined> {
-    const response = await this.request(this.eventsUrl(place, { wait: String(wait) }), {
-      headers: { accept: 'application/json' },
-      signal: AbortSignal.any([signal, AbortSignal.timeout(wait * 1_000 + this.endpoint.timing.requestMs)]),
+  #poll(place: AttachCommand, wait: number, leaving: AbortSignal): Promise<Polled | undefined> {
+    return this.within(wait * 1_000 + this.endpoint.timing.requestMs, leaving, async (signal) => {
+      const headers = { accept: 'application/json' }
+      const response = await this.request(this.eventsUrl(place, { wait: String(wait) }), { headers, signal })
+      if (response.ok) return (await response.json()) as Polled
+      await this.refused(response, place.id)
+      return undefined
     })
-    if (response.ok) return (await response.json()) as Polled
-    await this.refused(response, place.id)
-    return undefined
   }
 }

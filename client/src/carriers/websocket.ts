@@ -40,7 +40,9 @@ export class WebSocketCarrier implements Carrier {
   probe(): void {
     if (this.#probe !== undefined) return
     this.command({ type: 'ping', id: mintId() })
-    this.#probe = setTimeout(() => this.#ended({ code: 0, reason: 'no answer to a ping' }), this.#probeMs)
+    // It stands behind what is still being written: a picture on a bad mobile network, at 16 kB/s.
+    const wait = this.#probeMs + (this.#socket.bufferedAmount || 0) / 16
+    this.#probe = setTimeout(() => this.#ended({ code: 0, reason: 'no answer to a ping' }), wait)
   }
 
   close(): void {

@@ -12,6 +12,8 @@ export class ScriptedSocket {
   readonly protocols: string | string[] | undefined
   readonly sent: Command[] = []
   readyState = 0
+  /** Of what was sent, what the network has not taken yet. */
+  bufferedAmount = 0
   onmessage: ((event: { data: unknown }) => void) | null = null
   onclose: ((event: { code: number; reason: string }) => void) | null = null
   onerror: ((event: unknown) => void) | null = null
@@ -105,14 +107,14 @@ export class ScriptedRequest {
     this.#respond(new Response(typeof body === 'string' ? body : JSON.stringify(body), { status }))
   }
 
-  /** An event stream begins. */
-  streams(): void {
+  /** An event stream begins; or what somebody in between has made of it. */
+  streams(contentType = 'text/event-stream; charset=utf-8'): void {
     const body = new ReadableStream<Uint8Array>({
       start: (controller) => {
         this.#stream = controller
       },
     })
-    this.#respond(new Response(body, { headers: { 'content-type': 'text/event-stream; charset=utf-8' } }))
+    this.#respond(new Response(body, { headers: { 'content-type': contentType } }))
   }
 
   writes(text: string): void {
