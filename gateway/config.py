@@ -281,7 +281,7 @@ class Config(BaseSettings):
     forward_headers: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         validation_alias="GATEWAY_FORWARD_HEADERS",
-        description="More headers that sockets may hand on to the backend, comma separated.",
+        description="More headers that commands and sockets may hand on to the backend, comma separated.",
     )
     passthrough: bool = Field(
         default=True,

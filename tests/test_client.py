@@ -861,12 +861,12 @@ async def test_a_frame_that_is_too_large_is_final(make_node: MakeNode) -> None:
 
 
 async def test_a_refused_handshake_is_final(make_node: MakeNode) -> None:
-    """A client id with a space in it does not get better by waiting."""
+    """An origin that the gateway does not know does not get better by waiting."""
     node = await make_node("http://127.0.0.1:1")
-    async with client_of(node.address, client="not an id") as gateway:
+    async with client_of(node.address, headers={"Origin": "https://evil.example"}) as gateway:
         with pytest.raises(ClosedError) as closed:
             await gateway.cancel("s")
-        assert closed.value.code == 400
+        assert closed.value.code == 403
         assert isinstance(closed.value, GatewayClientError)
 
 
@@ -1059,6 +1059,31 @@ async def test_clients_are_told_apart(make_node: MakeNode) -> None:
             await one.send("s", send_body("hello"))
             async with other.attach("s") as records:
                 assert (await anext(records)).by == {"client": one.client}
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8080", "localhost:8080", "gateway.example", "", "ftp://gateway"])
+def test_an_url_that_no_socket_can_be_opened_to_says_how_to_write_it(url: str) -> None:
+    """The address as the gateway prints it is the first thing that somebody tries."""
+    with pytest.raises(ValueError, match=r"unable to use '.*'; name the gateway as http://host:port"):
+        GatewayClient(url)
+
+
+@pytest.mark.parametrize("client", ["", "a b", "ä", "a\n", "\x7f", "x" * 129])
+def test_a_client_id_that_the_gateway_would_refuse_says_what_it_may_be(client: str) -> None:
+    """Told where it is given; a handshake that is refused would only be tried again."""
+    with pytest.raises(ValueError, match=r"unable to use the client id .*1 to 128 printable ASCII"):
+        GatewayClient("http://127.0.0.1:1", client=client)
+
+
+async def test_the_longest_and_the_oddest_client_id_is_told_as_it_is(make_node: MakeNode) -> None:
+    """Nothing that the gateway takes is refused here."""
+    async with ScriptedBackend(answers) as backend:
+        node = await make_node(backend.url)
+        for name in ("x" * 128, "!~&=+#%/?"):
+            async with client_of(node.address, client=name) as one, one.attach(name) as records:
+                await one.send(name, send_body("hello"))
+                (start,) = await take(records, 1)
+                assert start.by == {"client": name}
 
 
 def test_delays_grow_to_their_bound_and_are_spread() -> None:

@@ -553,6 +553,15 @@ describe('the long-poll', () => {
     expect(vi.getTimerCount()).toBe(0)
   })
 
+  test('ends when the headers of the page never come', async () => {
+    const told = new Told()
+    const endpoint = { ...told.endpoint, request: () => new Promise<never>(() => {}) }
+    const carrier = new LongPollCarrier(endpoint, told)
+    carrier.command({ type: 'attach', id: 'a1', session: 's', from: 'running' })
+    await vi.advanceTimersByTimeAsync(DEFAULT_TIMING.requestMs)
+    expect(told.all).toEqual(['ready', 'closed'])
+  })
+
   test('asks no more when its session is left', async () => {
     const { told, carrier } = await open()
     carrier.command({ type: 'detach', id: 'd', session: 's' })

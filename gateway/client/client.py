@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
 MAX_WAITING_BYTES = 4 * 1024 * 1024
+
+_CLIENT_ID = re.compile(r"[!-~]{1,128}")
+_CLIENT_ID_RULE = "it is 1 to 128 printable ASCII characters without space"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,10 @@ class GatewayClient:
         timing: Timing | None = None,
         max_waiting_bytes: int = MAX_WAITING_BYTES,
     ) -> None:
+        if URL(url).scheme not in {"http", "https", "ws", "wss"}:
+            raise ValueError(f"unable to use {url!r}; name the gateway as http://host:port")
+        if client is not None and not _CLIENT_ID.fullmatch(client):
+            raise ValueError(f"unable to use the client id {client!r:.60}; {_CLIENT_ID_RULE}")
         self.client = client or f"python-{uuid.uuid4()}"
         self._max_waiting_bytes = max_waiting_bytes
         socket = (URL(url) / "gateway" / "v1" / "ws").with_query(client=self.client)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ import structlog
 from aiohttp import web
 
 from gateway.core import wire
-from gateway.core.model import Cursor, Refusal, bad_request
+from gateway.core.model import Cursor, Refusal
 from gateway.core.sse import encode_comment, encode_event
 from gateway.edge.commands import (
     CLIENT_IS_GONE,
@@ -25,11 +24,10 @@ from gateway.edge.commands import (
     in_pieces,
     read_to_their_end,
     refused,
-    wanted_place,
 )
 from gateway.edge.connection import cut_when_stalled
 from gateway.edge.pulse import Pulse
-from gateway.edge.requests import session_of
+from gateway.edge.requests import EVENT_STREAM, place_asked, session_of, wait_asked, wants_stream
 from gateway.edge.socketloop import FRAME_BYTES
 from gateway.hub import Resync
 
@@ -43,15 +41,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-EVENT_STREAM = "text/event-stream"
 STREAM_CARRIER = "sse"
 POLL_CARRIER = "long-poll"
 
-MAX_WAIT_SECONDS = 30
-"""What a poll may ask to wait: half of what proxies allow a silent request."""
-
-_WAIT = re.compile(r"\d{1,2}(?:\.\d{1,6})?", re.ASCII)
 _HEARTBEAT = encode_comment("heartbeat")
+
+_BEGINNING = Cursor("", 0)
+"""What an ``EventSource`` that was told ``resync`` asks to go on after: it has dropped what it had."""
 
 _STREAM_HEADERS = {
     "Content-Type": EVENT_STREAM,
@@ -91,7 +87,7 @@ class Fallback:
         try:
             session = session_of(segment)
             client_of(request)  # nobody is told of it yet, but a bad one is never good
-            if EVENT_STREAM in request.headers.get("Accept", "").lower():
+            if wants_stream(request):
                 return await self._stream(request, session)
             return await self._poll(request, session)
         except Refusal as refusal:
@@ -101,7 +97,7 @@ class Fallback:
             return web.Response(status=CLIENT_IS_GONE)
 
     async def _stream(self, request: web.Request, session: SessionId) -> web.StreamResponse:
-        after = _place_asked(request, request.headers.get("Last-Event-ID", ""))
+        after = place_asked(request, request.headers.get("Last-Event-ID", ""))
         pulse = Pulse(self._heartbeat_seconds, lambda: _drop(request))
         attached = None
         try:
@@ -136,7 +132,8 @@ class Fallback:
                 try:
                     records = await subscriber.pull()
                 except Resync as resync:
-                    await write(encode_event(wire.resync(session, resync.reason), event="resync"))
+                    told = wire.resync(session, resync.reason)
+                    await write(encode_event(told, event="resync", identifier=str(_BEGINNING)))
                     return
                 for data in in_pieces(_event(session, record) for record in records):
                     await write(data)
@@ -147,8 +144,8 @@ class Fallback:
                 await write(_HEARTBEAT)
 
     async def _poll(self, request: web.Request, session: SessionId) -> web.StreamResponse:
-        after = _place_asked(request)
-        wait_seconds = _wait_asked(request)
+        after = place_asked(request)
+        wait_seconds = wait_asked(request)
         attached, records = await self._wait(session, after, wait_seconds)
         standing = attached.standing
         if records:
@@ -212,26 +209,6 @@ class Fallback:
         """What was written to its end is not told once more after a reload."""
         for turn in read_to_their_end(attached.standing.turns, records):
             self._sessions.was_read_soon(attached.subscriber.session, turn)
-
-
-def _place_asked(request: web.Request, last_event_id: str = "") -> Cursor | wire.AttachFrom:
-    if last_event_id:
-        # An EventSource asks for the same URL again; what it has had since counts.
-        return Cursor.parse(last_event_id)
-    named = request.query.get("from")
-    try:
-        start = None if named is None else wire.AttachFrom(named)
-    except ValueError:
-        known = ", ".join(wire.AttachFrom)
-        raise bad_request(f"unable to attach from {named!r:.60}; known are {known}") from None
-    return wanted_place(request.query.get("after"), start)
-
-
-def _wait_asked(request: web.Request) -> float:
-    asked = request.query.get("wait", "0")
-    if not _WAIT.fullmatch(asked) or float(asked) > MAX_WAIT_SECONDS:
-        raise bad_request(f"unable to wait for {asked!r:.60}; say seconds, from 0 to {MAX_WAIT_SECONDS}")
-    return float(asked)
 
 
 def _one_answer(records: Sequence[Record]) -> Sequence[Record]:

@@ -8,7 +8,8 @@ Two doors that a browser would otherwise hold open for any page on the web:
   gateway without ``GATEWAY_AUTH``, which only listens on loopback, answers to loopback names only, and to
   the hosts of ``GATEWAY_ORIGINS``.
 
-A request without ``Origin`` or ``Host`` comes from no browser and passes. CORS as in
+A request without ``Origin`` or ``Host`` comes from no browser and passes, unless ``Sec-Fetch-Site`` says that
+a foreign page has embedded it. CORS as in
 https://fetch.spec.whatwg.org/#http-cors-protocol.
 """
 
@@ -122,7 +123,10 @@ def origin_middleware(
             return refuse(Refused.HOST, 421, _foreign_host(host))
         if not is_ours(request):
             return await handler(request)
-        if not policy.allows(origin, host):
+        # What a foreign page embeds, such as an image, comes without Origin. It reads nothing, but it would
+        # count as a reader.
+        embedded = origin is None and request.headers.get("Sec-Fetch-Site") == "cross-site"
+        if embedded or not policy.allows(origin, host):
             return refuse(Refused.ORIGIN, 403, _foreign_origin(origin))
         if origin is not None and _is_preflight(request):
             headers = policy.preflight_headers(request.headers.get("Access-Control-Request-Headers"))

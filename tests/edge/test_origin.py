@@ -185,6 +185,32 @@ async def test_a_foreign_origin_is_refused_on_our_endpoints_only(
     assert response.headers["Access-Control-Allow-Origin"] == "*"
 
 
+@pytest.mark.parametrize(
+    ("site", "status"), [("cross-site", 403), ("same-site", 200), ("same-origin", 200), ("none", 200)]
+)
+async def test_what_a_foreign_page_embeds_is_refused_on_our_endpoints_only(
+    client: Client, refused: list[Refused], site: str, status: int
+) -> None:
+    """An image comes without ``Origin``; it cannot be read, but it would count as a reader of the chat."""
+    ours = await client.get("/ours", headers={"Sec-Fetch-Site": site})
+    assert ours.status == status
+    assert refused == ([] if status == 200 else [Refused.ORIGIN])
+    theirs = await client.get("/theirs", headers={"Sec-Fetch-Site": site})
+    assert (theirs.status, await theirs.text()) == (200, "answer")
+
+
+async def test_a_page_that_is_named_may_ask_from_another_site(client: Client) -> None:
+    """Every request of it is cross-site, its preflight too; but it says where it comes from."""
+    headers = {"Sec-Fetch-Site": "cross-site", "Origin": NAMED}
+    for method in ("GET", "POST"):
+        response = await client.request(method, "/ours", headers=headers)
+        assert (response.status, response.headers["Access-Control-Allow-Origin"]) == (200, NAMED)
+    preflight = await client.options("/ours", headers={**headers, "Access-Control-Request-Method": "POST"})
+    assert preflight.status == 204
+    async with client.ws_connect("/ours/socket", headers=headers) as socket:
+        assert not socket.closed
+
+
 async def test_a_streamed_answer_can_be_read_by_a_named_origin(client: Client) -> None:
     """Its headers leave before the handler returns; what comes after it would be too late."""
     response = await client.get("/ours", headers={"Origin": NAMED})

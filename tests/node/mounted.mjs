@@ -52,6 +52,8 @@ export class Mounted {
     this.#facts = facts
     this.answers = facts.answerTools ?? {}
     this.transport = makeTransport(facts)
+    /** With `inline`: those made while rendering, the first one included. */
+    this.transports = [this.transport]
     this.isGateway = facts.transport === 'gateway'
     if (this.isGateway) this.#watchConnection()
     this.show(facts.messages)
@@ -86,7 +88,7 @@ export class Mounted {
   }
 
   #render(useHook, options) {
-    const chat = useHook(options)
+    const chat = useHook(this.#facts.inline ? { ...options, transport: this.#makeInline() } : options)
     const [told, tell] = useState(() => this.#copyTold())
     this.chat = chat
     this.tell = tell
@@ -95,6 +97,12 @@ export class Mounted {
       this.onCommit()
     })
     return createElement('pre', null, JSON.stringify(chat.messages))
+  }
+
+  /** As in the examples of the SDK, `useChat({ transport: new ... })`: another one with each rendering. */
+  #makeInline() {
+    if (this.chat) this.transports.push(makeTransport(this.#facts))
+    return this.transports.at(-1)
   }
 
   /** A bare `Chat`, as another framework would have it. */
@@ -146,7 +154,7 @@ export class Mounted {
   }
 
   state() {
-    const { seen, statuses, connections, transport } = this
+    const { seen, statuses, connections, transport, transports } = this
     return {
       ...seen, statuses,
       ...(this.isGateway && {
@@ -154,6 +162,8 @@ export class Mounted {
         connection: connectionOf(transport),
         position: transport.position(this.#facts.chatId),
         client: transport.client,
+        transports: transports.length,
+        connected: transports.filter(({ connection }) => connection.state !== 'idle').length,
       }),
     }
   }

@@ -10,6 +10,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from multidict import CIMultiDict
 
 from gateway.core.model import ResyncReason, SessionId
 from gateway.edge import requests
@@ -186,6 +187,39 @@ async def test_an_event_stream_begins_with_what_an_attach_is_told(make_node: Mak
             assert first.id == reply["cursor"]
             assert [event.event for event in rest] == [""] * 5
             (await backend.exchange()).release.set()
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_stream"),
+    [
+        (["text/event-stream"], True),
+        (["application/json, Text/Event-Stream"], True),
+        (["application/json;q=0.9,text/event-stream ; charset=utf-8; q=0.1"], True),
+        (["text/event-stream;q=0.001"], True),
+        (["application/json", "text/event-stream"], True),
+        (["text/event-stream", "application/json"], True),
+        ([], False),
+        (["*/*"], False),
+        (["application/json"], False),
+        (["text/event-stream;q=0"], False),
+        (["text/event-stream; Q=0.000, application/json"], False),
+        (["application/json", "text/event-stream;q=0.0"], False),
+        (["text/event-streams, x/text/event-stream"], False),
+        (['application/json; profile="text/event-stream"'], False),
+    ],
+)
+async def test_who_accepts_an_event_stream_gets_one_and_nobody_else(
+    make_node: MakeNode, accept: list[str], *, is_stream: bool
+) -> None:
+    """A client that says what it does not take, or says it in several lines, is heard."""
+    node = await make_node("http://127.0.0.1:1")
+    async with FallbackClient(node.address) as http:
+        lines = CIMultiDict([("Accept", line) for line in accept])
+        # Without any, aiohttp would send a line of its own.
+        asked = http.http.get(http.events_url("s"), headers=lines, skip_auto_headers=["Accept"])
+        async with asyncio.timeout(WAIT_SECONDS), asked as answer:
+            assert answer.status == 200
+            assert (answer.content_type == "text/event-stream") is is_stream
 
 
 async def test_the_last_event_id_wins_over_the_query(make_node: MakeNode) -> None:
@@ -408,10 +442,34 @@ async def test_a_journal_that_is_lost_meanwhile_is_told_on_each_carrier(make_nod
             await stream.end()
             assert stream.whole is True
             last = stream.events[-1]
-            assert (last.event, last.id, last.json) == ("resync", "", expected)
+            assert (last.event, last.id, last.json) == ("resync", ".0.", expected)
             told = await waiting
             assert (told["resync"], told["records"]) == ("epoch-changed", records)
             assert not carriers_of(node, "s")
+
+
+async def test_an_event_stream_that_is_too_far_behind_starts_again(make_node: MakeNode) -> None:
+    """An ``EventSource`` comes back with the last id it was told: after `resync` that is the beginning."""
+    async with ScriptedBackend(big_answer) as backend:
+        node = await make_node(backend.url, max_lag_bytes=1024 * 1024)
+        async with FallbackClient(node.address) as http:
+            stream = await http.events("s")
+            attached = (await stream.has(1))[0]
+            transport = stop_reading(stream)
+            await http.send("s", "t1")
+            await eventually(lambda: not node._turns._producers)
+            transport.resume_reading()
+            await stream.end()
+            told = stream.events[-1]
+            expected = {"type": "resync", "session": "s", "reason": ResyncReason.TOO_FAR_BEHIND}
+            assert (told.event, told.id, told.json) == ("resync", ".0.", expected)
+            assert len(stream.events) < 3008
+            where = {"after": attached.id}  # an EventSource asks for the very URL that it was made with
+            again = await http.events("s", where, headers={"Last-Event-ID": told.id})
+            await again.came(b'"type":"turn-end"')
+            records = [json.loads(line) for line in lines_of_stream(again)]
+            assert [record["offset"] for record in records] == list(range(1, 3009))
+            assert "resync" not in again.events[0].json
 
 
 async def chunk_sizes(address: str, path: str, until: bytes) -> list[int]:

@@ -42,6 +42,10 @@ class ChatState(TypedDict):
     position: Any
     """``offset`` and ``last``."""
     client: str
+    transports: int
+    """How many were made for it, with ``inline`` one with each rendering."""
+    connected: int
+    """How many of them have been used."""
 
 
 class Backend(NodeProgram):
@@ -158,7 +162,8 @@ class ChatClient(NodeProgram):
                 With ``gateway``: ``url``, ``carriers``, ``timing``, ``onAbort``, ``client``, ``overlap``,
                 ``credentials``, ``path`` (its ``api``), ``resolvable`` (what belongs to a send is given as
                 functions), ``prepared`` (what ``prepareSendMessagesRequest`` gives back beside the body of
-                ``messageOnly``), ``transportName`` (all chats of the page that say the same share it).
+                ``messageOnly``), ``transportName`` (all chats of the page that say the same share it),
+                ``inline`` (a new one is made with each rendering).
         """
         facts = {
             "chatId": chat_id,

@@ -33,7 +33,8 @@ def require_node_modules() -> None:
     built = NODE_DIRECTORY / "dist"
     for needed in (NODE_DIRECTORY / "node_modules" / "ai7", built / "main.js", built / "gateway7.mjs"):
         if not needed.exists():
-            raise NodeError(f"unable to find {needed.relative_to(NODE_DIRECTORY.parents[1])}; run make test once")
+            missing = needed.relative_to(NODE_DIRECTORY.parents[1])
+            raise NodeError(f"unable to find {missing}; run make test once")
 
 
 def node_binary() -> str:

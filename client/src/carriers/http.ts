@@ -97,9 +97,13 @@ export abstract class HttpCarrier implements Carrier {
     const abort = () => asking.abort()
     const timer = setTimeout(abort, milliseconds)
     signal.addEventListener('abort', abort, { signal: asking.signal })
+    // A page's own `headers()` that never answers does not hear the signal.
+    const late = new Promise<never>((_, failed) => {
+      asking.signal.addEventListener('abort', () => failed(asking.signal.reason))
+    })
     if (signal.aborted) abort()
     try {
-      return await ask(asking.signal)
+      return await Promise.race([ask(asking.signal), late])
     } finally {
       clearTimeout(timer)
       abort()
