@@ -8,9 +8,9 @@ export {
   type ConnectionPhase,
   type ConnectionStatus,
   GatewayConnection,
-  type GatewayConnectionOptions,
   type SendRequest,
 } from './connection.js'
+export type { GatewayConnectionOptions } from './endpoint.js'
 export { ClosedError, RefusedError, type TurnEnd, TurnError } from './errors.js'
 export type { SessionListener } from './feed.js'
 export { type ObservableChat, observe } from './observe.js'

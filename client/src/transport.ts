@@ -1,6 +1,7 @@
 /** GatewayChatTransport: the AI SDK's `ChatTransport` on a gateway connection. */
 import type { ChatTransport, UIMessage, UIMessageChunk } from 'ai'
-import { type ConnectionStatus, GatewayConnection, type GatewayConnectionOptions } from './connection.js'
+import { type ConnectionStatus, GatewayConnection } from './connection.js'
+import type { GatewayConnectionOptions } from './endpoint.js'
 import { abortError, type TurnEnd, tell } from './errors.js'
 import type { SessionListener } from './feed.js'
 import { type Attached, type CancelledTurn, isRunning, mintId, type SessionRecord } from './protocol.js'

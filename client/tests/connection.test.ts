@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
-import { type ConnectionStatus, GatewayConnection, type GatewayConnectionOptions } from '../src/connection.js'
+import { type ConnectionStatus, GatewayConnection } from '../src/connection.js'
+import type { GatewayConnectionOptions } from '../src/endpoint.js'
 import { ClosedError, RefusedError } from '../src/errors.js'
 import type { SessionListener } from '../src/feed.js'
 import type { ResyncReason, SessionRecord } from '../src/protocol.js'
