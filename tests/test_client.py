@@ -30,7 +30,7 @@ from gateway.client import (
     Turn,
     TurnEndedError,
 )
-from tests.support.backend import SSE_HEADERS, Exchange, ScriptedBackend, answers, never_ends
+from tests.support.backend import SSE_HEADERS, Exchange, ScriptedBackend, answers, never_ends, until_released
 from tests.support.client import WAIT_SECONDS, SessionClient, send_body
 from tests.support.link import Link
 from tests.support.network import Network
@@ -75,13 +75,6 @@ async def long_answer(exchange: Exchange) -> None:
         await exchange.say(*({"type": "text-delta", "id": "t1", "delta": delta} for delta in deltas))
         await asyncio.sleep(0.001)
     await exchange.text(start=False)
-
-
-async def until_released(exchange: Exchange) -> None:
-    await exchange.head()
-    await exchange.text("one", finish=False)
-    await exchange.release.wait()
-    await exchange.text("two", start=False)
 
 
 def client_of(address: str, **options: Any) -> GatewayClient:

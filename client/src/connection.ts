@@ -214,7 +214,10 @@ export class GatewayConnection {
 
   #end(error: Error): void {
     this.#commands.fail(error)
-    for (const feed of this.#feeds.values()) feed.fail(error, 'all')
+    for (const feed of this.#feeds.values()) {
+      clearTimeout(feed.retry)
+      feed.fail(error, 'all')
+    }
     this.#feeds.clear()
     clearTimeout(this.#idle)
   }
@@ -275,8 +278,8 @@ export class GatewayConnection {
     feed.attaching = undefined
     if (refused.retryable) {
       // Jittered, since what one client is refused, all are.
-      const wait = (refused.retryAfter ?? 1) * 1_000 * (0.5 + Math.random() / 2)
-      setTimeout(() => this.#place(feed), wait)
+      const wait = Math.min((refused.retryAfter ?? 1) * 1_000, this.timing.backoffMaxMs)
+      feed.retry = setTimeout(() => this.#place(feed), wait * (0.5 + Math.random() / 2))
     } else {
       feed.fail(new RefusedError(refused), 'all')
       this.#leaveIfEmpty(feed)
@@ -311,6 +314,7 @@ export class GatewayConnection {
   #leaveIfEmpty(feed: SessionFeed): void {
     if (!feed.isEmpty || this.#feeds.get(feed.session) !== feed) return
     this.#feeds.delete(feed.session)
+    clearTimeout(feed.retry)
     if (this.#connector.isReady && (feed.isAttached || feed.attaching !== undefined)) {
       this.#connector.command({ type: 'detach', id: mintId(), session: feed.session })
     }

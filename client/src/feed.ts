@@ -57,6 +57,8 @@ export class SessionFeed {
   last = 0
   /** The id of the attach that is under way; replies to earlier ones are old news. */
   attaching: string | undefined
+  /** When an attach that was refused for now is asked again. */
+  retry: ReturnType<typeof setTimeout> | undefined
   /** Whether this connection pushes the session's records. */
   isAttached = false
   #listeners: Listening[] = []

@@ -132,6 +132,8 @@ class Observer<M extends UIMessage> implements SessionListener {
       }
     } finally {
       this.#isShowing = false
+      // One may have come in the very moment, or a chat's own callback has thrown.
+      if (this.#queue.length > 0) void this.#show()
     }
   }
 

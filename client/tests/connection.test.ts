@@ -895,6 +895,23 @@ test('a send that is accepted once more is looked for where it began, when its s
 })
 
 describe('an attach', () => {
+  test('that is refused for long is asked again before that, and by no timer that outlives its owner', async () => {
+    const page = new Page()
+    page.connection.attach('s', new Heard(), { from: 'running' })
+    page.socket.greets()
+    const refuse = () => {
+      const { id } = page.socket.last('attach')
+      const refused = { type: 'error', id, code: 'store-unavailable', message: 'no', retryable: true }
+      page.socket.says({ ...refused, retryAfter: 1e9 })
+    }
+    refuse()
+    await wait(page.connection.timing.backoffMaxMs)
+    expect(page.socket.sent.filter(({ type }) => type === 'attach')).toHaveLength(2)
+    refuse()
+    page.connection.close()
+    expect(vi.getTimerCount()).toBe(0)
+  })
+
   test('that is refused for now is asked again', async () => {
     const page = new Page()
     const heard = new Heard()

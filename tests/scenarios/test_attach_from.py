@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.telemetry import registry
-from tests.support.backend import Exchange, ScriptedBackend, answers
+from tests.support.backend import ScriptedBackend, answers, until_released
 from tests.support.client import SessionClient
 from tests.support.fallback import CARRIERS, following
 from tests.support.wires import HttpChat, eventually
@@ -23,13 +23,6 @@ ANSWER = 10
 """Records of one short answer: its start, seven or eight chunks, its end."""
 
 RUNNING = {"from": "running"}
-
-
-async def until_released(exchange: Exchange) -> None:
-    await exchange.head()
-    await exchange.text("one", finish=False)
-    await exchange.release.wait()
-    await exchange.text("two", start=False)
 
 
 async def answer_unread(node: Node, backend: ScriptedBackend, session: str) -> str:

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from gateway.edge import requests
-from tests.support.backend import Exchange, ScriptedBackend
+from tests.support.backend import Exchange, ScriptedBackend, until_released
 from tests.support.client import WAIT_SECONDS, SessionClient, send_body
 from tests.support.wires import HttpChat, SdkClient, eventually
 
@@ -31,13 +31,6 @@ BAD_NAMES = ["", ".", "..", "a\0b", "a\nb", "\x7f", "x" * 4096, "ü" * 300]
 async def answers(exchange: Exchange) -> None:
     await exchange.head()
     await exchange.text("one", "two")
-
-
-async def until_released(exchange: Exchange) -> None:
-    await exchange.head()
-    await exchange.text("one", finish=False)
-    await exchange.release.wait()
-    await exchange.text("two", start=False)
 
 
 NO_COMMANDS = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
-from tests.support.backend import Exchange, ScriptedBackend
+from tests.support.backend import Exchange, ScriptedBackend, until_released
 from tests.support.client import SessionClient, send_body
 from tests.support.wires import HttpChat, SdkClient, eventually
 
@@ -31,13 +31,6 @@ async def endless(exchange: Exchange) -> None:
 async def headless(exchange: Exchange) -> None:
     """It took the request and says nothing."""
     await exchange.closed()
-
-
-async def until_released(exchange: Exchange) -> None:
-    await exchange.head()
-    await exchange.text("one", finish=False)
-    await exchange.release.wait()
-    await exchange.text("two", start=False)
 
 
 def is_chunk_of(turn: str) -> Callable[[dict[str, Any]], bool]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
-from tests.support.backend import Exchange, ScriptedBackend
+from tests.support.backend import Exchange, ScriptedBackend, until_released
 from tests.support.client import SessionClient
 from tests.support.wires import HttpChat, SdkClient
 
@@ -24,13 +24,6 @@ FOREIGN = {"Origin": "https://evil.example"}
 async def answers(exchange: Exchange) -> None:
     await exchange.head()
     await exchange.text("one", "two")
-
-
-async def until_released(exchange: Exchange) -> None:
-    await exchange.head()
-    await exchange.text("one", finish=False)
-    await exchange.release.wait()
-    await exchange.text("two", start=False)
 
 
 async def test_a_foreign_page_reaches_nothing_of_ours(make_node: MakeNode) -> None:

@@ -17,7 +17,7 @@ from gateway.edge import requests
 from gateway.edge.commands import PIECE_BYTES
 from gateway.edge.socketloop import FRAME_BYTES
 from gateway.telemetry import registry
-from tests.support.backend import SSE_HEADERS, Exchange, ScriptedBackend, answers, never_ends
+from tests.support.backend import SSE_HEADERS, Exchange, ScriptedBackend, answers, never_ends, until_released
 from tests.support.client import WAIT_SECONDS, SessionClient, send_body
 from tests.support.fallback import (
     CARRIERS,
@@ -40,13 +40,6 @@ CHUNKS = 1500
 BIG = "x" * 4000
 FOREVER = {"wait": "30"}
 """Longer than a client here waits for its answer."""
-
-
-async def until_released(exchange: Exchange) -> None:
-    await exchange.head()
-    await exchange.text("one", finish=False)
-    await exchange.release.wait()
-    await exchange.text("two", start=False)
 
 
 async def long_answer(exchange: Exchange) -> None:

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from gateway.core.tail import TAIL_BYTES
-from tests.support.backend import Exchange, ScriptedBackend
+from tests.support.backend import Exchange, ScriptedBackend, until_released
 from tests.support.client import SessionClient
 from tests.support.wires import HttpChat, SdkClient, eventually
 
@@ -29,13 +29,6 @@ def pushed(client: SessionClient) -> list[str]:
     """The records as they came, byte for byte."""
     return [line for frame in client.frames for line in frame.split("\n") if '"offset":' in line[:400]
             and json.loads(line)["type"] != "attached"]  # fmt: skip
-
-
-async def until_released(exchange: Exchange) -> None:
-    await exchange.head()
-    await exchange.text("one", finish=False)
-    await exchange.release.wait()
-    await exchange.text("two", start=False)
 
 
 def tail_of(node: Node, session: str) -> Tail:

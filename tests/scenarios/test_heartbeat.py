@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.support.backend import Exchange, ScriptedBackend
+from tests.support.backend import ScriptedBackend, until_released
 from tests.support.client import SessionClient
 from tests.support.wires import HttpChat, SdkClient
 
@@ -14,13 +14,6 @@ if TYPE_CHECKING:
     from gateway.app import Node
 
     MakeNode = Callable[..., Awaitable[Node]]
-
-
-async def until_released(exchange: Exchange) -> None:
-    await exchange.head()
-    await exchange.text("one", finish=False)
-    await exchange.release.wait()
-    await exchange.text("two", start=False)
 
 
 async def test_the_session_protocol_gets_heartbeats(make_node: MakeNode) -> None:

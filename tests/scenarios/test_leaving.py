@@ -14,7 +14,7 @@ from gateway.app import Node
 from gateway.core.model import CloseCode
 from gateway.store import load_script
 from gateway.telemetry import registry
-from tests.support.backend import Exchange, ScriptedBackend, answers, never_ends
+from tests.support.backend import Exchange, ScriptedBackend, answers, never_ends, until_released
 from tests.support.client import WAIT_SECONDS, SessionClient, send_body
 from tests.support.link import Link
 from tests.support.wires import HttpChat, SdkClient, eventually
@@ -29,13 +29,6 @@ if TYPE_CHECKING:
     MakeNode = Callable[..., Awaitable[Node]]
 
 MARKER = "a-question-like-no-other"
-
-
-async def until_released(exchange: Exchange) -> None:
-    await exchange.head()
-    await exchange.text("one", finish=False)
-    await exchange.release.wait()
-    await exchange.text("two", start=False)
 
 
 async def refuses(exchange: Exchange) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.backend import SSE_HEADERS, Exchange, ScriptedBackend
+from tests.support.backend import SSE_HEADERS, Exchange, ScriptedBackend, until_released
 from tests.support.client import SessionClient
 from tests.support.wires import Event, HttpChat, SdkClient, eventually
 
@@ -33,13 +33,6 @@ async def long_answer(exchange: Exchange) -> None:
         await exchange.say(*({"type": "text-delta", "id": "t1", "delta": delta} for delta in deltas))
         await asyncio.sleep(0.0005)
     await exchange.text(start=False)
-
-
-async def until_released(exchange: Exchange) -> None:
-    await exchange.head()
-    await exchange.text("one", finish=False)
-    await exchange.release.wait()
-    await exchange.text("two", start=False)
 
 
 async def answers(exchange: Exchange) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.backend import AI_HEADERS, Exchange, ScriptedBackend
+from tests.support.backend import AI_HEADERS, Exchange, ScriptedBackend, until_released
 from tests.support.client import SessionClient, send_body, user_message
 from tests.support.wires import HttpChat, SdkClient
 
@@ -25,13 +25,6 @@ if TYPE_CHECKING:
 async def answers(exchange: Exchange) -> None:
     await exchange.head()
     await exchange.text("one", "two")
-
-
-async def until_released(exchange: Exchange) -> None:
-    await exchange.head()
-    await exchange.text("one", finish=False)
-    await exchange.release.wait()
-    await exchange.text("two", start=False)
 
 
 async def endless(exchange: Exchange) -> None:

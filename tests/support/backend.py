@@ -200,3 +200,11 @@ async def never_ends(exchange: Exchange) -> None:
     await exchange.head()
     await exchange.text("one", finish=False)
     await exchange.closed()
+
+
+async def until_released(exchange: Exchange) -> None:
+    """A script: an answer that stands still in the middle until it is released."""
+    await exchange.head()
+    await exchange.text("one", finish=False)
+    await exchange.release.wait()
+    await exchange.text("two", start=False)
