@@ -6,17 +6,23 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
 
-from gateway import journal, lease, store
+from gateway import journal, lease
 from gateway.core.model import Draft, NodeId, Overlap, RecordKind, SessionId, TurnId
 from gateway.journal import SessionJournal
 from gateway.outcomes import Appended, Begun, Cancelling, Ended
 from gateway.store import Lane, Script, Store, StoreError, StoreUnavailable, load_script
+from gateway.store import lane as lane_module
+from gateway.store.calls import CallQueue
+from gateway.store.pipeline import Pipeline
+from gateway.store.routes import Routes
+from tests.support.servers import Server
 from tests.support.valkey import free_port, running_valkey
 
 if TYPE_CHECKING:
@@ -26,6 +32,7 @@ SCRIPTS = (*journal.SCRIPTS, *lease.SCRIPTS)
 CLAIM, ORPHANS = load_script("claim"), load_script("orphans")
 SESSION, NODE = SessionId("chat"), NodeId("node")
 SHORT_SECONDS = 0.2
+Calls = Lane | Routes
 
 
 @contextlib.contextmanager
@@ -68,7 +75,7 @@ def frozen(admin: redis.Redis) -> Iterator[None]:
     """
     process = int(admin.info("server")["process_id"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "OPERATION_TIMEOUT_SECONDS", SHORT_SECONDS)
+        patch.setattr(lane_module, "OPERATION_TIMEOUT_SECONDS", SHORT_SECONDS)
         os.kill(process, signal.SIGSTOP)
         try:
             yield
@@ -80,15 +87,27 @@ def kill(admin: redis.Redis) -> None:
     os.kill(int(admin.info("server")["process_id"]), signal.SIGKILL)
 
 
+def ours(admin: redis.Redis) -> list[dict[str, Any]]:
+    return [client for client in admin.client_list() if client["name"] == "session-gateway"]
+
+
+def redis_binary() -> str:
+    """Redis itself, the oldest that we serve; the test is left out where there is none."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("needs a redis-server (Debian, Ubuntu: redis-server)")
+    return binary
+
+
 def counted(admin: redis.Redis, section: str, name: str) -> int:
     return int(admin.info(section)[name])
 
 
-def add(lane: Lane, member: str, key: str = "set") -> asyncio.Future[Any]:
+def add(lane: Calls, member: str, key: str = "set") -> asyncio.Future[Any]:
     return lane.call(CLAIM, (key,), (member, "add", 60_000))
 
 
-def members(lane: Lane, key: str) -> asyncio.Future[Any]:
+def members(lane: Calls, key: str) -> asyncio.Future[Any]:
     return lane.call(ORPHANS, (key,), ())
 
 
@@ -167,21 +186,21 @@ async def test_much_is_split_over_several_writes(
 ) -> None:
     """G10: one write holds MAX_BATCH_BYTES and no more, give or take a call; nothing is lost between them."""
     taken: list[int] = []
-    take = Lane._take
+    take = CallQueue.take
 
-    def watched(lane: Lane) -> list[Any]:
-        batch = take(lane)
+    def watched(queue: CallQueue, size: int) -> list[Any]:
+        batch = take(queue, size)
         taken.append(sum(call.size for call in batch) if len(batch) > 1 else 0)
         return batch
 
-    monkeypatch.setattr(Lane, "_take", watched)
+    monkeypatch.setattr(CallQueue, "take", watched)
     mib = 1024 * 1024
     values = [f"{number:02}" + "x" * mib for number in range(12)]
-    values.append("whole" + "y" * (store.MAX_BATCH_BYTES + 1))
+    values.append("whole" + "y" * (lane_module.MAX_BATCH_BYTES + 1))
     replies = await asyncio.gather(*(add(open_store.writes, value, "big") for value in values))
     assert replies == [[b"OK"]] * 13
     assert admin.scard("big") == 13
-    assert max(taken) <= store.MAX_BATCH_BYTES
+    assert max(taken) <= lane_module.MAX_BATCH_BYTES
     assert len(taken) >= 5
 
 
@@ -190,17 +209,17 @@ async def test_replies_that_will_be_large_are_split_too(
 ) -> None:
     """A thousand clients that read back at once must not make one batch that misses its deadline."""
     taken: list[int] = []
-    take = Lane._take
+    take = CallQueue.take
 
-    def watched(lane: Lane) -> list[Any]:
-        batch = take(lane)
+    def watched(queue: CallQueue, size: int) -> list[Any]:
+        batch = take(queue, size)
         taken.append(len(batch))
         return batch
 
-    monkeypatch.setattr(Lane, "_take", watched)
-    pages = SessionJournal(open_store, prefix="p", ttl_seconds=60, window_seconds=60)
+    monkeypatch.setattr(CallQueue, "take", watched)
+    pages = SessionJournal(open_store, node=NODE, prefix="p", ttl_seconds=60, window_seconds=60)
     await asyncio.gather(*(pages.read(SESSION, after=0) for _ in range(40)))
-    assert max(taken) <= store.MAX_BATCH_BYTES // journal.PAGE_BYTES
+    assert max(taken) <= lane_module.MAX_BATCH_BYTES // journal.PAGE_BYTES
     taken.clear()
     await asyncio.gather(*(pages.look(SESSION) for _ in range(40)))
     assert len(taken) <= 2
@@ -260,7 +279,7 @@ async def test_a_bug_in_the_lane_does_not_leave_its_callers_waiting(
     """A task that died would be a wait without an end for everyone after it."""
     await add(open_store.writes, "m")
     with monkeypatch.context() as broken:
-        broken.setattr(Lane, "_exchange", None)
+        broken.setattr(Lane, "_send", None)
         with pytest.raises(StoreError):
             async with asyncio.timeout(5):
                 await add(open_store.writes, "m")
@@ -300,6 +319,7 @@ async def test_a_server_that_restarted_while_nothing_was_asked_costs_no_error(ad
         with server_on(port_of(address)) as admin:
             await add(opened.writes, "m")
             kill(admin)
+            assert isinstance(opened.writes, Lane)
             async with asyncio.timeout(5):
                 while opened.writes._pipeline is not None:  # noqa: ASYNC110 - nobody but a test waits for it
                     await asyncio.sleep(0.001)
@@ -332,7 +352,7 @@ async def test_a_call_behind_many_waits_no_longer_than_they(
     await add(open_store.writes, "m")
     monkeypatch.setattr(Lane, "_perform", watched)
     with frozen(admin):
-        calls = [add(open_store.writes, "x" * store.MAX_BATCH_BYTES) for _ in range(10)]
+        calls = [add(open_store.writes, "x" * lane_module.MAX_BATCH_BYTES) for _ in range(10)]
         assert [await refused(call) for call in calls] == [True] * 10
     assert failed <= 2
 
@@ -353,6 +373,7 @@ async def test_a_late_reply_is_nobody_elses(open_store: Store, admin: redis.Redi
 async def test_what_a_frozen_server_did_not_take_is_given_up(open_store: Store, admin: redis.Redis) -> None:
     """G10: bytes of a failed batch are not kept for a server that may never read them."""
     await add(open_store.writes, "m")
+    assert isinstance(open_store.writes, Lane)
     pipeline = open_store.writes._pipeline
     assert pipeline is not None
     transport = pipeline._transport
@@ -389,7 +410,7 @@ async def test_closing_fails_what_waits_and_what_comes_later(admin: redis.Redis,
     async with Store(address, SCRIPTS) as opened:
         await add(opened.writes, "m")
         with frozen(admin):
-            calls = [add(opened.writes, "x" * store.MAX_BATCH_BYTES) for _ in range(3)]
+            calls = [add(opened.writes, "x" * lane_module.MAX_BATCH_BYTES) for _ in range(3)]
             opened.writes.tell(CLAIM, ("set",), ("lost", "add", 60_000))
             await asyncio.sleep(0)
             await opened.writes.close()
@@ -415,13 +436,14 @@ async def test_a_full_server_refuses_sends_and_still_ends_turns(
     open_store: Store, admin: redis.Redis
 ) -> None:
     """FAULTS R19: what adds much is unavailable; cancel, end, seal and reads are what frees a full server."""
-    full = SessionJournal(open_store, prefix=f"t{secrets.token_hex(4)}", ttl_seconds=60, window_seconds=60)
+    prefix = f"t{secrets.token_hex(4)}"
+    full = SessionJournal(open_store, node=NODE, prefix=prefix, ttl_seconds=60, window_seconds=60)
     node = lease.Lease(open_store, node=NODE, prefix="p", lease_seconds=1)
     ending = Draft(RecordKind.TURN_END, b"end")
 
     async def begin(turn: str, overlap: Overlap = Overlap.PARALLEL) -> Begun:
         result = await full.begin(
-            SESSION, TurnId(turn), node=NODE, token="token", new_epoch="ab", digest="d", overlap=overlap,
+            SESSION, TurnId(turn), token="token", new_epoch="ab", digest="d", overlap=overlap,
             path="/", user="", start=Draft(RecordKind.TURN_START, b"start"), cancelled=ending,
         )  # fmt: skip
         assert isinstance(result, Begun)
@@ -465,3 +487,147 @@ async def test_a_replica_is_unavailable_for_writing(open_store: Store, admin: re
     assert await refused(add(open_store.writes, "m"))
     admin.replicaof("NO", "ONE")
     assert await add(open_store.writes, "m") == [b"OK"]
+
+
+async def test_a_primary_that_was_demoted_is_left_by_both_lanes(
+    open_store: Store, admin: redis.Redis
+) -> None:
+    """Its address may lead to the new one by now: who stays is refused for ever, or reads what is old."""
+    await asyncio.gather(add(open_store.writes, "m"), members(open_store.reads, "set"))
+    before = {client["id"] for client in ours(admin)}
+    admin.replicaof("127.0.0.1", free_port())
+    assert await refused(add(open_store.writes, "m"))
+    admin.replicaof("NO", "ONE")
+    await asyncio.gather(add(open_store.writes, "m"), members(open_store.reads, "set"))
+    await members(open_store.reads, "set")
+    after = {client["id"] for client in ours(admin)}
+    assert len(after) == 2
+    assert not before & after
+
+
+@pytest.mark.parametrize("taken", ["-evalsha", "-sadd", "-script", "resetkeys"])
+@pytest.mark.parametrize("binary", ["valkey", "redis"])
+async def test_an_acl_that_was_taken_away_is_an_outage(taken: str, binary: str) -> None:
+    """It comes back as an outage does; nobody is told that the gateway has a bug."""
+    with (
+        Server(binary=redis_binary() if binary == "redis" else None) as server,
+        redis.Redis(port=server.port) as admin,
+    ):
+        user: dict[str, Any] = {"enabled": True, "passwords": ["+p"], "keys": ["*"], "commands": ["+@all"]}
+        admin.acl_setuser("app", **user)
+        async with Store(f"redis://app:p@{server.address}", SCRIPTS) as opened:
+            assert await add(opened.writes, "m") == [b"OK"]
+            admin.script_flush()
+            admin.execute_command("ACL", "SETUSER", "app", taken)
+            assert await refused(add(opened.writes, "n"))
+            admin.acl_setuser("app", **user)
+            assert await add(opened.writes, "n") == [b"OK"]
+
+
+async def test_a_server_with_too_many_clients_is_unavailable(admin: redis.Redis, address: str) -> None:
+    """FAULTS R25: who finds no place tries again, and is served when there is one."""
+    admin.config_set("maxclients", 1)
+    async with Store(address, SCRIPTS) as opened:
+        assert await refused(add(opened.writes, "m"))
+        assert await refused(add(opened.writes, "m"))
+        admin.config_set("maxclients", 10)
+        assert await add(opened.writes, "m") == [b"OK"]
+
+
+# -- what is no server of ours
+
+
+@pytest.mark.parametrize(
+    "bytes_said",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00\xff" * 50, b"$-7\r\n", b"-ERR no\r\n", b":1\r\n" * 9, b""],
+)
+async def test_a_wrong_service_is_unavailable(bytes_said: bytes) -> None:
+    """FAULTS R30: a port that was mixed up. It is left at once, or when it says nothing, in time."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(bytes_said)
+        await writer.drain()
+        await reader.read()
+        writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lane_module, "OPERATION_TIMEOUT_SECONDS", SHORT_SECONDS)
+        async with Store(url, SCRIPTS) as opened:
+            for _ in range(2):
+                assert await refused(add(opened.writes, "m"))
+                assert await refused(members(opened.reads, "m"))
+    listening.close()
+
+
+async def test_a_server_that_refuses_at_once_is_not_asked_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever repeats a call without a pause must not make thousands of connections in a second."""
+    taken = 0
+
+    def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal taken
+        del reader
+        taken += 1
+        writer.transport.abort()
+
+    monkeypatch.setattr(lane_module, "OPERATION_TIMEOUT_SECONDS", SHORT_SECONDS)
+    monkeypatch.setattr(lane_module, "FIRST_PAUSE_SECONDS", 60.0)
+    monkeypatch.setattr(lane_module, "LONGEST_PAUSE_SECONDS", 60.0)
+    listening = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    url = f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    async with Store(url, SCRIPTS) as opened:
+        for _ in range(3):
+            assert await refused(add(opened.writes, "m"))
+    listening.close()
+    assert taken == 1
+
+
+# -- what is told of a connection that was made again
+
+
+async def test_the_first_connection_is_no_news_and_each_later_one_is(
+    open_store: Store, admin: redis.Redis
+) -> None:
+    """The server may have lost what it said it had: producers look, and silence is judged anew."""
+    told = []
+    open_store.on_reconnect.append(lambda: told.append(open_store.contact))
+    await add(open_store.writes, "m")
+    await members(open_store.reads, "set")
+    assert (told, open_store.contact) == ([], 0)
+    for count in (1, 2):
+        admin.client_kill_filter(_type="normal", skipme=True)
+        await asyncio.sleep(0)
+        while await refused(add(open_store.writes, "m")):
+            pass
+        assert told == list(range(1, count + 1))
+
+
+async def test_a_try_that_comes_to_nothing_is_no_contact(address: str) -> None:
+    """Only a batch that was answered tells that somebody is there; or each try would be news."""
+    told = []
+    async with Store(address, SCRIPTS) as opened:
+        opened.on_reconnect.append(lambda: told.append(opened.contact))
+        with server_on(port_of(address)) as admin:
+            await add(opened.writes, "m")
+            kill(admin)
+        for _ in range(3):
+            assert await refused(add(opened.writes, "m"))
+        assert told == []
+        with server_on(port_of(address)):
+            assert await add(opened.writes, "m") == [b"OK"]
+            assert told == [1]
+
+
+async def test_the_plain_store_has_one_shard(open_store: Store) -> None:
+    """What listens per shard needs no second way for it."""
+    (shard,) = open_store.shards()
+    assert open_store.shard_of("any") == shard
+    assert not open_store.is_sharded
+    open_store.refresh_soon()
+    pipeline = await Pipeline.connect(shard.pool, lambda _: None, lambda _: None)
+    assert not pipeline.is_closing
+    pipeline.close()
