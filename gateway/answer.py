@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from gateway import telemetry
-from gateway.core.model import By, EndCode, SessionId, TurnError, TurnId
+from gateway.core.model import By, Cursor, Draft, EndCode, SessionId, TurnError, TurnId
 from gateway.core.rawjson import encode
 from gateway.core.sse import EventTooLarge, SSEDecoder
 from gateway.core.turn import Turn, TurnState
@@ -39,6 +39,25 @@ REFUSAL_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
+class Beginning:
+    """How a turn was begun.
+
+    Attributes:
+        cursor: Where its ``turn-start`` stands.
+        start: That.
+        digest: Of the send.
+        path: The chat path.
+        user: Who sent.
+    """
+
+    cursor: Cursor
+    start: Draft
+    digest: str
+    path: str
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
 class Assignment:
     """What a producer is to do.
 
@@ -46,6 +65,7 @@ class Assignment:
         session: Whose turn.
         turn: Which.
         fence: The right to write it.
+        beginning: What it takes to begin it once more, should the store lose that.
         answer_id: The message id for an answer that has none.
         call: The request to the backend, not sent yet.
         gate: Resolves when the turn may go to the backend; False: not at all.
@@ -55,6 +75,7 @@ class Assignment:
     session: SessionId
     turn: TurnId
     fence: Fence
+    beginning: Beginning
     answer_id: str
     call: UpstreamCall
     gate: Callable[[], Coroutine[object, object, bool] | None]

@@ -7,10 +7,7 @@ This module turns what Redis answers into the nouns of ``core.model``; nothing a
 
 from __future__ import annotations
 
-import base64
 import functools
-import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gateway.core.model import (
@@ -24,6 +21,7 @@ from gateway.core.model import (
     TurnId,
     turn_tag,
 )
+from gateway.keys import session_keys, turn_keys
 from gateway.outcomes import (
     Appended,
     AppendResult,
@@ -41,17 +39,29 @@ from gateway.outcomes import (
     Fenced,
     Look,
     Lost,
+    Moved,
     NotYet,
     Page,
+    RepairResult,
+    Rewound,
+    Seen,
     TurnLook,
 )
-from gateway.store import Argument, Store, StoreUnavailable, load_script
+from gateway.seen import SeenOffsets
+from gateway.store import load_script
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.keys import SessionKeys
+    from gateway.outcomes import Loss
+    from gateway.store import Argument, Script, Store
+
 _BEGIN = load_script("begin")
 _APPEND = load_script("append")
+_ASK = load_script("ask")
+_REPAIR = load_script("repair")
+_RENEW = load_script("renew")
 _END = load_script("end")
 _CANCEL = load_script("cancel")
 _ABORT = load_script("abort")
@@ -63,10 +73,14 @@ _MARK = load_script("mark")
 _TURN = load_script("turn")
 _TOUCH = load_script("touch")
 
-SCRIPTS = (_BEGIN, _APPEND, _END, _CANCEL, _ABORT, _START, _TRIM, _READ, _LOOK, _MARK, _TURN, _TOUCH)
+SCRIPTS = (
+    _BEGIN, _APPEND, _ASK, _END, _REPAIR, _RENEW, _CANCEL, _ABORT, _START, _TRIM, _READ, _LOOK, _MARK, _TURN,
+    _TOUCH,
+)  # fmt: skip
 
-PAGE_BYTES = 512 * 1024
-"""What one read brings at the most, give or take a record: some 5,000 chunks."""
+PAGE_BYTES = 128 * 1024
+"""What one read brings at the most, give or take a record: some 1,000 chunks. A client that takes nothing holds
+as much."""
 
 NEWEST = -1
 """For :meth:`SessionJournal.look`: the newest offset, whichever it is."""
@@ -75,37 +89,12 @@ TOMBSTONE_SECONDS = 60.0
 """How long a cancel that came before its send is remembered (DESIGN: 60 s)."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Keys:
-    meta: str
-    journal: str
-    turns: str
-    prefix: str
+def bell_channel(prefix: str, session: SessionId) -> str:
+    """The channel that the scripts ring when something of a session changed.
 
-    def turn(self, turn: TurnId) -> str:
-        # The same name as in lua/common.lua, where SHA-1 is the digest at hand.
-        return f"{self.prefix}turn:{hashlib.sha1(turn.encode(), usedforsecurity=False).hexdigest()}"
-
-    def all_of(self, turn: TurnId, user: str) -> tuple[str, ...]:
-        return (self.meta, self.journal, self.turns, self.turn(turn), self.tombstone(turn, user))
-
-    def tombstone(self, turn: TurnId, user: str) -> str:
-        digest = hashlib.sha256(f"{user}\0{turn}".encode()).hexdigest()[:32]
-        return f"{self.prefix}tombstone:{digest}"
-
-
-@functools.lru_cache(maxsize=4096)
-def _session_keys(prefix: str, session: SessionId) -> _Keys:
-    digest = hashlib.sha256(session.encode()).digest()[:16]
-    start = f"{prefix}:{{{base64.urlsafe_b64encode(digest).decode().rstrip('=')}}}:"
-    return _Keys(meta=f"{start}meta", journal=f"{start}journal", turns=f"{start}turns", prefix=start)
-
-
-@functools.lru_cache(maxsize=4096)
-def _turn_keys(prefix: str, session: SessionId, turn: TurnId) -> tuple[str, ...]:
-    """What every append of a turn names."""
-    keys = _session_keys(prefix, session)
-    return keys.meta, keys.journal, keys.turns, keys.turn(turn)
+    What they say: ``r <node>``: that node journalled something; ``c <turn>``: that turn is to be looked at.
+    """
+    return session_keys(prefix, session).bell
 
 
 class SessionJournal:
@@ -113,23 +102,31 @@ class SessionJournal:
 
     Args:
         store: Open.
+        node: Who writes; told to who is rung.
         prefix: Starts every key.
         ttl_seconds: How long a session outlives its last use.
         window_seconds: How long a turn's records outlive its end.
     """
 
-    def __init__(self, store: Store, *, prefix: str, ttl_seconds: float, window_seconds: float) -> None:
+    def __init__(
+        self, store: Store, *, node: NodeId, prefix: str, ttl_seconds: float, window_seconds: float
+    ) -> None:
         self._store = store
+        self._node = node
         self._prefix = prefix
         self._ttl = milliseconds(ttl_seconds)
         self._window = milliseconds(window_seconds)
+        self._seen = SeenOffsets()
+
+    def seen(self, session: SessionId) -> Seen:
+        """The newest record of a session that this node has seen; of no epoch if none was."""
+        return self._seen.get(session)
 
     async def begin(
         self,
         session: SessionId,
         turn: TurnId,
         *,
-        node: NodeId,
         token: str,
         new_epoch: str,
         digest: str,
@@ -139,12 +136,11 @@ class SessionJournal:
         start: Draft,
         cancelled: Draft,
     ) -> BeginResult:
-        """Accept a send.
+        """Accept a send; this node will produce the turn.
 
         Args:
             session: Made if it does not exist.
             turn: Named by the client, or minted for it.
-            node: Who will produce it.
             token: Random; half of the fence.
             new_epoch: Random; taken if the journal has to be made.
             digest: Of path and body: the same turn id with another one is a conflict.
@@ -160,16 +156,19 @@ class SessionJournal:
         keys = self._keys(session)
         reply = await self._store.writes.call(
             _BEGIN,
-            keys.all_of(turn, user),
+            (*turn_keys(self._prefix, session, turn), keys.tombstone(turn, user)),
             (
-                "", 0, new_epoch, turn, node, token, digest, overlap, self._ttl, path.encode(), user.encode(),
-                stored_kind(start), start.payload, stored_kind(cancelled), cancelled.payload,
+                *self._seen_arguments(session), turn, self._node, token, digest, overlap, self._ttl,
+                path.encode(), user.encode(), stored_kind(start), start.payload, stored_kind(cancelled),
+                cancelled.payload, new_epoch,
             ),
         )  # fmt: skip
         match reply[0]:
             case b"BEGUN":
-                waits_for = tuple(TurnId(other.decode()) for other in reply[4:])
-                return Begun(_cursor(reply, turn), Fence(reply[3], token), waits_for)
+                cursor = Cursor(reply[1].decode(), reply[2], turn_tag(turn), reply[3].decode())
+                self._seen.note(session, cursor.epoch, cursor.offset, cursor.check)
+                waits_for = tuple(TurnId(other.decode()) for other in reply[5:])
+                return Begun(cursor, Fence(reply[4], token), waits_for)
             case b"CANCELLED":
                 return BegunCancelled(_cursor(reply, turn))
             case b"DUPLICATE":
@@ -179,18 +178,26 @@ class SessionJournal:
             case b"BUSY":
                 return Busy()
             case _:
-                raise StoreUnavailable("unable to send; the journal is behind what was seen of it")
+                return Rewound(reply[1].decode(), reply[2], 0)
 
     async def append(
         self, session: SessionId, turn: TurnId, fence: Fence, *, index: int, drafts: Sequence[Draft]
     ) -> AppendResult:
         """Journal a turn's records from ``index`` on (0: the first after its start); it ignores those it has.
 
+        Without records it only asks how the turn stands.
+
         Raises:
             StoreUnavailable: Nothing is known; repeat the same call.
         """
-        arguments: list[Argument] = ["", 0, turn, fence.number, fence.token, index, self._ttl]
-        return await self._append(_APPEND, session, turn, arguments, drafts)
+        arguments: list[Argument] = [*self._seen_arguments(session), turn, fence.number, fence.token, index]
+        keys = turn_keys(self._prefix, session, turn)
+        if not drafts:
+            return self._result(
+                session, await self._store.writes.call(_ASK, (keys[0], keys[1], keys[3]), arguments)
+            )
+        arguments += (self._ttl, self._node)
+        return self._result(session, await self._write(_APPEND, keys, arguments, drafts))
 
     async def end(
         self,
@@ -202,26 +209,88 @@ class SessionJournal:
         reason: str,
         drafts: Sequence[Draft],
         refusal: bytes = b"",
+        after: int | None = None,
     ) -> AppendResult:
         """Journal what closes a turn and its ``turn-end``, the last of ``drafts``.
+
+        Args:
+            session: Whose.
+            turn: Which.
+            fence: The right to write it.
+            index: How many of its records were journalled.
+            reason: Why it ends.
+            drafts: What closes it.
+            refusal: What the backend answered instead of a stream, as JSON.
+            after: Where these records stood before, if they were lost and are written again.
 
         Raises:
             StoreUnavailable: Nothing is known; repeat the same call.
         """
         arguments: list[Argument] = [
-            "", 0, turn, fence.number, fence.token, index, self._ttl, reason, "", refusal,
+            *self._seen_arguments(session), turn, fence.number, fence.token, index, self._ttl, reason, "",
+            refusal, self._node, "" if after is None else after,
         ]  # fmt: skip
-        result = await self._append(_END, session, turn, arguments, drafts)
-        keys = self._keys(session)
-        self._store.writes.tell(_TRIM, (keys.meta, keys.journal, keys.turns), (self._window,))
+        keys = turn_keys(self._prefix, session, turn)
+        result = self._result(session, await self._write(_END, keys, arguments, drafts))
+        self._store.writes.tell(_TRIM, keys[:3], (self._window,))
         return result
 
     async def seal(
         self, session: SessionId, turn: TurnId, *, node: NodeId, reason: str, end: Draft, token: str = ""
     ) -> AppendResult:
         """End a turn whose node is gone; its fence is void from then on."""
-        arguments: list[Argument] = ["", 0, turn, token or 0, "", "", self._ttl, reason, node, b""]
-        return await self._append(_END, session, turn, arguments, (end,))
+        arguments: list[Argument] = [
+            *self._seen_arguments(session), turn, token or 0, "", "", self._ttl, reason, node, b"",
+            self._node, "",
+        ]  # fmt: skip
+        keys = turn_keys(self._prefix, session, turn)
+        return self._result(session, await self._write(_END, keys, arguments, (end,)))
+
+    async def repair(
+        self, session: SessionId, turn: TurnId, fence: Fence, *, loss: Loss, drafts: Sequence[Draft]
+    ) -> RepairResult:
+        """Write back what was lost of a turn, under its fence; only if the journal is as it was found.
+
+        Args:
+            session: Whose.
+            turn: Which.
+            fence: The right to write it.
+            loss: What was found, and what is to be.
+            drafts: From ``loss.index`` on; with the ``turn-start`` in front where ``loss.first`` is 0.
+
+        Raises:
+            StoreUnavailable: Nothing is known; look again.
+        """
+        arguments: list[Argument] = [
+            loss.epoch, loss.last, loss.count, turn, fence.number, fence.token, loss.new_epoch, self._ttl,
+            self._node, loss.digest, loss.path.encode(), loss.user.encode(), loss.first, loss.index,
+            *self._seen_arguments(session),
+        ]  # fmt: skip
+        reply = await self._write(_REPAIR, turn_keys(self._prefix, session, turn), arguments, drafts)
+        if reply[0] == b"MOVED":
+            return Moved()
+        result = self._result(session, reply)
+        if isinstance(result, Appended | Rewound | Ended | Fenced):
+            return result
+        return Moved()
+
+    async def renew(self, session: SessionId, new_epoch: str) -> bool:
+        """Give the journal a new epoch if it has lost what this node has seen of it; what survived is kept.
+
+        Returns:
+            Whether it has another epoch now than the one seen.
+
+        Raises:
+            StoreUnavailable: Nothing is known; repeat it.
+        """
+        keys = self._keys(session)
+        seen = self._seen.get(session)
+        _, epoch, _ = await self._store.writes.call(
+            _RENEW,
+            (keys.meta, keys.journal, keys.turns),
+            (*self._seen_arguments(session), new_epoch, self._ttl, self._node),
+        )
+        return bool(epoch.decode() != seen.epoch)
 
     async def cancel(
         self, session: SessionId, turn: TurnId, *, user: str, only_due: bool = False
@@ -237,8 +306,8 @@ class SessionJournal:
         keys = self._keys(session)
         reply = await self._store.writes.call(
             _CANCEL,
-            (keys.turn(turn), keys.tombstone(turn, user)),
-            (milliseconds(TOMBSTONE_SECONDS), "due" if only_due else "now"),
+            (keys.turn(turn), keys.tombstone(turn, user), keys.meta),
+            (milliseconds(TOMBSTONE_SECONDS), "due" if only_due else "now", turn),
         )
         match reply[0]:
             case b"CANCELLING":
@@ -251,7 +320,8 @@ class SessionJournal:
     async def abort(self, session: SessionId, turn: TurnId, *, seconds: float | None) -> None:
         """Set the deadline of an ambiguous abort; ``None`` takes it back."""
         deadline = "" if seconds is None else milliseconds(seconds)
-        await self._store.writes.call(_ABORT, (self._keys(session).turn(turn),), (deadline,))
+        keys = self._keys(session)
+        await self._store.writes.call(_ABORT, (keys.turn(turn), keys.meta), (deadline, turn))
 
     async def start(self, session: SessionId, turn: TurnId, fence: Fence) -> bool:
         """A queued turn may go to the backend now; False: it was cancelled or fenced meanwhile."""
@@ -270,64 +340,98 @@ class SessionJournal:
     async def look(self, session: SessionId, *, offset: int = 0) -> Look:
         """Where the session stands, and whose the record at ``offset`` (or :data:`NEWEST`) is."""
         keys = self._keys(session)
-        epoch, last, base, turn, told = await self._store.reads.call(
-            _LOOK, (keys.meta, keys.journal, keys.turns), (offset,)
+        epoch, last, base, turn, check, newest, told, rewound = await self._store.reads.call(
+            _LOOK, (keys.meta, keys.journal, keys.turns), (*self._seen_arguments(session), offset)
         )
         turns = tuple(
-            TurnLook(TurnId(name.decode()), state.decode(), first, NodeId(node.decode()), was_read=bool(read))
-            for name, state, first, node, read in told
+            TurnLook(
+                TurnId(name.decode()),
+                state.decode(),
+                first,
+                NodeId(node.decode()),
+                was_read=bool(read),
+                abort_pending=bool(abort),
+            )
+            for name, state, first, node, read, abort in told
         )
         tag = turn_tag(TurnId(turn.decode())) if turn else ""
-        return Look(epoch.decode(), last, base, tag, turns)
+        if not rewound:
+            self._seen.note(session, epoch.decode(), last, newest.decode())
+        return Look(
+            epoch.decode(), last, base, tag, turns, check.decode(), newest.decode(), rewound=bool(rewound)
+        )
 
     async def turn(self, session: SessionId, turn: TurnId) -> TurnLook | None:
         """What is known of one turn."""
-        state, node, first, refusal, _ = await self._store.reads.call(
+        state, node, first, refusal, abort = await self._store.reads.call(
             _TURN, (self._keys(session).turn(turn),), ()
         )
         if not state:
             return None
-        return TurnLook(turn, state.decode(), first, NodeId(node.decode()), refusal=refusal)
+        found = NodeId(node.decode())
+        return TurnLook(turn, state.decode(), first, found, refusal=refusal, abort_pending=bool(abort))
 
-    async def read(self, session: SessionId, *, after: int, limit_bytes: int = PAGE_BYTES) -> Page:
-        """Records after an offset: at least one if there is one, and about ``limit_bytes`` at the most."""
+    async def read(
+        self, session: SessionId, *, after: int, check: str = "", limit_bytes: int = PAGE_BYTES
+    ) -> Page:
+        """Records after an offset: at least one if there is one, and about ``limit_bytes`` at the most.
+
+        Args:
+            session: Whose.
+            after: The last record had.
+            check: Of that record, where it is known: no record is handed out that belongs to another history.
+            limit_bytes: Of payloads.
+        """
         keys = self._keys(session)
-        epoch, last, base, found = await self._store.reads.call(
-            _READ, (keys.meta, keys.journal), (after, limit_bytes), reply_bytes=limit_bytes
+        epoch, last, base, newest, joins, found = await self._store.reads.call(
+            _READ,
+            (keys.meta, keys.journal),
+            (*self._seen_arguments(session), after, limit_bytes, check),
+            reply_bytes=limit_bytes,
         )
         text = epoch.decode()
         fields = iter(found)
         records = tuple(
-            _record(text, after + number, turn, kind, payload)
-            for number, (turn, kind, payload) in enumerate(zip(fields, fields, fields, strict=True), start=1)
+            _record(text, after + number, its_check, turn, kind, payload)
+            for number, (turn, kind, payload, its_check) in enumerate(
+                zip(fields, fields, fields, fields, strict=True), start=1
+            )
         )
-        return Page(text, last, base, records)
+        if joins:
+            self._seen.note(session, text, last, newest.decode())
+        return Page(text, last, base, records, bool(joins), newest.decode())
 
-    async def _append(
-        self,
-        script: Any,
-        session: SessionId,
-        turn: TurnId,
-        arguments: list[Argument],
-        drafts: Sequence[Draft],
-    ) -> AppendResult:
+    async def _write(
+        self, script: Script, keys: Sequence[str], arguments: list[Argument], drafts: Sequence[Draft]
+    ) -> list[Any]:
         for draft in drafts:
             arguments += (stored_kind(draft), draft.payload)
-        reply = await self._store.writes.call(script, _turn_keys(self._prefix, session, turn), arguments)
+        reply: list[Any] = await self._store.writes.call(script, keys, arguments)
+        return reply
+
+    def _result(self, session: SessionId, reply: list[Any]) -> AppendResult:
         match reply[0]:
             case b"APPENDED":
-                return Appended(reply[1].decode(), reply[2], reply[3], reply[4].decode())
+                epoch, check = reply[1].decode(), reply[6].decode()
+                self._seen.note(session, epoch, reply[2], check)
+                return Appended(epoch, reply[2], reply[3], reply[4].decode(), reply[5].decode(), check)
             case b"BEHIND":
-                return Behind(reply[1])
+                return Behind(reply[1].decode(), reply[2], reply[3])
             case b"ENDED":
                 return Ended(reply[1].decode())
             case b"FENCED":
                 return Fenced()
+            case b"REWOUND":
+                return Rewound(reply[1].decode(), reply[2], reply[3])
             case _:
-                return Lost()
+                return Lost(reply[1].decode(), reply[2], bool(reply[3]))
 
-    def _keys(self, session: SessionId) -> _Keys:
-        return _session_keys(self._prefix, session)
+    def _seen_arguments(self, session: SessionId) -> tuple[str, int, str]:
+        seen = self._seen.get(session)
+        return seen.epoch, seen.offset, seen.check
+
+    def _keys(self, session: SessionId) -> SessionKeys:
+        return session_keys(self._prefix, session)
 
 
 def milliseconds(seconds: float) -> int:
@@ -341,10 +445,10 @@ def stored_kind(draft: Draft) -> str:
     return draft.kind.value + flags
 
 
-def _record(epoch: str, offset: int, turn: bytes, kind: bytes, payload: bytes) -> Record:
+def _record(epoch: str, offset: int, check: bytes, turn: bytes, kind: bytes, payload: bytes) -> Record:  # noqa: PLR0917 - as they are read, 5,000 times a page
     name, tag = _named(turn)
     what, plain, ai_sdk, done = _read_kind(kind)
-    return Record(Cursor(epoch, offset, tag), name, Draft(what, payload, plain, ai_sdk, done))
+    return Record(Cursor(epoch, offset, tag, check.decode()), name, Draft(what, payload, plain, ai_sdk, done))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -60,7 +60,36 @@ class Busy:
     """Another turn runs, and the send asked to be refused then."""
 
 
-BeginResult = Begun | BegunCancelled | Duplicate | Conflict | Busy
+class Seen(msgspec.Struct, frozen=True):
+    """The newest record of a session that this node has seen.
+
+    Attributes:
+        epoch: Of the journal.
+        offset: Where it stands; 0: none.
+        check: Of it.
+    """
+
+    epoch: str = ""
+    offset: int = 0
+    check: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewound:
+    """The journal has lost what this node has seen of it: a failover that lost the newest records.
+
+    Attributes:
+        epoch: Of the journal.
+        last: Its newest offset.
+        count: How many of the turn's records it has.
+    """
+
+    epoch: str
+    last: int
+    count: int
+
+
+BeginResult = Begun | BegunCancelled | Duplicate | Conflict | Busy | Rewound
 
 
 class Appended(msgspec.Struct, frozen=True):
@@ -68,21 +97,27 @@ class Appended(msgspec.Struct, frozen=True):
 
     Attributes:
         epoch: Of the journal.
-        last: Offset of the newest record of the call.
+        last: Offset of its newest record.
         count: How many of the turn's records are journalled now.
         state: The turn's: ``cancelling`` when a cancel is asked for.
+        before: The check before the first record that was new.
+        check: Of the newest record.
     """
 
     epoch: str
     last: int
     count: int
     state: str
+    before: str = ""
+    check: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Behind:
     """The journal has fewer of the turn's records than the caller believed; ask again from ``count``."""
 
+    epoch: str
+    last: int
     count: int
 
 
@@ -100,10 +135,55 @@ class Fenced:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The journal that the turn was begun in is gone, or older than what the caller has seen of it."""
+    """The journal does not know the turn, or is another one than it was begun in.
+
+    Attributes:
+        epoch: Of the journal; empty: there is none.
+        last: Its newest offset.
+        rewound: It is of the epoch that was seen, and has lost what was seen of it.
+    """
+
+    epoch: str
+    last: int
+    rewound: bool = False
 
 
-AppendResult = Appended | Behind | Ended | Fenced | Lost
+AppendResult = Appended | Behind | Ended | Fenced | Lost | Rewound
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a producer found of its turn, and what it is to be.
+
+    Attributes:
+        epoch: Of the journal found; empty: there is none.
+        last: Its newest offset.
+        count: How many of the turn's records it has; -1: it does not know the turn.
+        new_epoch: The journal's from now on: ``epoch``, or a new one.
+        first: Offset of the ``turn-start``; 0: it is lost too.
+        index: Of the first record to be written.
+        digest: Of the send.
+        path: The chat path.
+        user: Who sent.
+    """
+
+    epoch: str
+    last: int
+    count: int
+    new_epoch: str
+    first: int
+    index: int
+    digest: str
+    path: str
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The journal is not as it was found any more: look again."""
+
+
+RepairResult = Appended | Moved | Rewound | Ended | Fenced
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +212,7 @@ class TurnLook:
         node: Who produces or produced it.
         was_read: A client has read it to its end.
         refusal: What the backend answered instead of a stream, as JSON; only from :meth:`turn`.
+        abort_pending: An ambiguous abort is about to cancel it.
     """
 
     turn: TurnId
@@ -140,6 +221,7 @@ class TurnLook:
     node: NodeId
     was_read: bool = False
     refusal: bytes = b""
+    abort_pending: bool = False
 
     @property
     def is_running(self) -> bool:
@@ -157,6 +239,9 @@ class Look:
         base: Oldest offset kept.
         tag: Of the turn at the offset asked for; empty where there is no record.
         turns: The running ones, oldest first, then the newest that ended.
+        check: Of the record at the offset asked for; empty where there is none.
+        last_check: Of the newest record.
+        rewound: The journal has lost what this node has seen of it.
     """
 
     epoch: str
@@ -164,13 +249,27 @@ class Look:
     base: int
     tag: str
     turns: tuple[TurnLook, ...]
+    check: str = ""
+    last_check: str = ""
+    rewound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Records read back, dense."""
+    """Records read back, dense.
+
+    Attributes:
+        epoch: Of the journal; empty: there is none.
+        last: Its newest offset.
+        base: The oldest kept.
+        records: After the offset asked for.
+        joins: False: the record there is not the one that the caller has seen, or the journal ends before it.
+        last_check: Of the newest record.
+    """
 
     epoch: str
     last: int
     base: int
     records: tuple[Record, ...]
+    joins: bool = True
+    last_check: str = ""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import secrets
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.answer import Assignment
+from gateway.answer import Assignment, Beginning
 from gateway.core import wire
 from gateway.core.model import (
     By,
@@ -28,7 +29,7 @@ from gateway.core.model import (
 )
 from gateway.core.sendbody import turn_start
 from gateway.core.turn import End
-from gateway.outcomes import BeginResult, Begun, BegunCancelled, Busy, Conflict, Duplicate
+from gateway.outcomes import BeginResult, Begun, BegunCancelled, Busy, Conflict, Duplicate, Rewound
 from gateway.store import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -38,10 +39,12 @@ if TYPE_CHECKING:
 
     from gateway.config import Config
     from gateway.core.sendbody import SendBody
+    from gateway.endings import Endings
     from gateway.hub import Hub
     from gateway.journal import SessionJournal
     from gateway.lease import Lease
     from gateway.opening import Opening
+    from gateway.repairs import Repairs
     from gateway.turns import RunningTurns
     from gateway.upstream import UpstreamClient
 
@@ -52,6 +55,7 @@ LET_GO_SECONDS = 5.0
 """How long an interrupting send waits for those it cancelled."""
 
 START_RETRY_SECONDS = 0.2
+UNDO_RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,8 @@ class Sends:
         lease: Whose they are.
         turns: Where they run.
         upstream: Whom they ask.
+        repairs: Where a journal that lost something is told of.
+        endings: How turns of other nodes end.
     """
 
     def __init__(
@@ -121,6 +127,8 @@ class Sends:
         config: Config,
         *,
         journal: SessionJournal,
+        repairs: Repairs,
+        endings: Endings,
         hub: Hub,
         lease: Lease,
         turns: RunningTurns,
@@ -129,10 +137,13 @@ class Sends:
         self.draining = False
         self._config = config
         self._journal = journal
+        self._repairs = repairs
+        self._endings = endings
         self._hub = hub
         self._lease = lease
         self._turns = turns
         self._upstream = upstream
+        self._beginning: dict[tuple[SessionId, TurnId], asyncio.Event] = {}
 
     def refuse_when_full(self) -> None:
         """Whether there is room for a send at all.
@@ -143,7 +154,7 @@ class Sends:
         if self.draining:
             message = "unable to send; this node is stopping, another takes it"
             raise Refusal(ErrorCode.DRAINING, message, retry_after_seconds=RETRY_AFTER_SECONDS)
-        if self._turns.budget.is_full:
+        if self._turns.is_full:
             message = "unable to send; this node holds as much of running turns as GATEWAY_MAX_BUFFER allows"
             raise Refusal(ErrorCode.RATE_LIMITED, message, retry_after_seconds=RETRY_AFTER_SECONDS)
 
@@ -157,14 +168,26 @@ class Sends:
         Raises:
             Refusal: Nothing was sent to the backend by this call.
         """
+        key = request.session, request.turn
+        while key in self._beginning:  # the same send, a moment ago
+            await self._beginning[key].wait()
+        self._beginning[key] = asyncio.Event()
+        try:
+            return await self._send(request, accepted)
+        finally:
+            self._beginning.pop(key).set()
+
+    async def _send(self, request: SendRequest, accepted: Callable[[Accepted], None]) -> Accepted:
         start = Draft(RecordKind.TURN_START, self._start_members(request))
-        result = await self._begin(request, start)
+        result = self._known(request)
+        if result is None:
+            result = await self._begin(request, start)
         if not isinstance(result, Begun) and self._turns.get(request.session, request.turn) is None:
             self._lease.release(request.session, request.turn)
         outcome: Accepted
         match result:
             case Begun():
-                producer = self._turns.start(self._assignment(request, result))
+                producer = self._turns.start(self._assignment(request, result, start))
                 outcome = _accepted(request, result.start, opening=producer.opening)
                 accepted(outcome)
                 self._hub.publish(request.session, (Record(result.start, request.turn, start),))
@@ -179,19 +202,30 @@ class Sends:
                 opening = None if running is None else running.opening
                 outcome = _accepted(request, cursor, duplicate=True, opening=opening)
                 accepted(outcome)
-            case Conflict() | Busy():
+            case Conflict() | Busy() | Rewound():
                 raise _refused(result)
         return outcome
 
+    def _known(self, request: SendRequest) -> BeginResult | None:
+        """What is known here of a turn that this node produces, or did a moment ago.
+
+        The journal may have lost it since, in a failover, and would begin it once more (G3).
+        """
+        producer = self._turns.known(request.session, request.turn)
+        if producer is None:
+            return None
+        if producer.assignment.beginning.digest != _digest(request):
+            return Conflict()
+        producer.verify()
+        return Duplicate(producer.start, "")
+
     async def _begin(self, request: SendRequest, start: Draft) -> BeginResult:
-        self._lease.claim(request.session, request.turn)
         token, new_epoch = secrets.token_hex(8), secrets.token_hex(8)
 
         async def begin() -> BeginResult:
             return await self._journal.begin(
                 request.session,
                 request.turn,
-                node=self._lease.node,
                 token=token,
                 new_epoch=new_epoch,
                 digest=_digest(request),
@@ -203,15 +237,23 @@ class Sends:
             )
 
         try:
+            await self._lease.claim(request.session, request.turn)
             try:
-                return await begin()
+                result = await begin()
             except StoreUnavailable:
-                return await begin()  # it may have begun and only its reply be lost
+                result = await begin()  # it may have begun and only its reply be lost
+            if isinstance(result, Rewound):
+                self._repairs.suspect(request.session)
+                await self._repairs.settled(request.session)
+                result = await begin()
         except StoreError as error:
+            self._lease.abandon(request.session, request.turn)
             raise store_refusal(error) from error
         except StoreUnavailable as error:
             self._turns.spawn(self._undo(request, token), f"undo-{request.turn}")
             raise store_refusal(error) from error
+        else:
+            return result
 
     async def _undo(self, request: SendRequest, token: str) -> None:
         """End what a send may have begun that was refused because nobody knew (G7)."""
@@ -219,7 +261,7 @@ class Sends:
         end = wire.turn_end(End(EndReason.INTERRUPTED, error=error))
         while True:
             try:
-                await self._journal.seal(
+                result = await self._journal.seal(
                     request.session,
                     request.turn,
                     node=self._lease.node,
@@ -228,9 +270,15 @@ class Sends:
                     token=token,
                 )
             except StoreUnavailable:
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(UNDO_RETRY_SECONDS)
                 continue
-            break
+            except StoreError:
+                self._lease.abandon(request.session, request.turn)
+                raise
+            if not isinstance(result, Rewound):
+                break
+            self._repairs.suspect(request.session)
+            await asyncio.sleep(UNDO_RETRY_SECONDS)
         self._hub.publish(request.session, ())
         if self._turns.get(request.session, request.turn) is None:
             self._lease.release(request.session, request.turn)
@@ -244,7 +292,7 @@ class Sends:
             max_bytes=self._config.max_event_bytes,
         )
 
-    def _assignment(self, request: SendRequest, begun: Begun) -> Assignment:
+    def _assignment(self, request: SendRequest, begun: Begun, start: Draft) -> Assignment:
         def gate() -> Coroutine[object, object, bool] | None:
             return self._wait_for_turn(request, begun) if begun.waits_for else None
 
@@ -252,6 +300,9 @@ class Sends:
             session=request.session,
             turn=request.turn,
             fence=begun.fence,
+            beginning=Beginning(
+                begun.start, start, digest=_digest(request), path=request.chat_path, user=request.by.user
+            ),
             answer_id=request.body.answer_id(request.turn),
             call=self._upstream.call(request.path, body=request.body.raw, headers=request.headers),
             gate=gate,
@@ -260,10 +311,8 @@ class Sends:
 
     async def _wait_for_turn(self, request: SendRequest, begun: Begun) -> bool:
         """An interrupting send goes to the backend when those it cancelled have let go of it."""
-        others = [self._turns.get(request.session, turn) for turn in begun.waits_for]
-        waiting = [producer.ended for producer in others if producer is not None]
-        if waiting:
-            await asyncio.wait(waiting, timeout=LET_GO_SECONDS)
+        waits = (self._wait_for_end(request.session, turn) for turn in begun.waits_for)
+        await asyncio.gather(*waits)
         give_up_at = time.monotonic() + self._config.outage_seconds
         while True:
             try:
@@ -272,6 +321,15 @@ class Sends:
                 if time.monotonic() > give_up_at:
                     raise
                 await asyncio.sleep(START_RETRY_SECONDS)
+
+    async def _wait_for_end(self, session: SessionId, turn: TurnId) -> None:
+        """For as long as an interrupting send waits at the most; the journal knows the rest."""
+        producer = self._turns.get(session, turn)
+        if producer is not None:
+            await asyncio.wait({producer.ended}, timeout=LET_GO_SECONDS)
+            return
+        with contextlib.suppress(StoreUnavailable, StoreError):
+            await self._endings.wait(session, turn, seconds=LET_GO_SECONDS)
 
 
 def _accepted(
@@ -285,12 +343,17 @@ def _accepted(
     return Accepted(request.session, request.turn, before, duplicate=duplicate, opening=opening)
 
 
-def _refused(result: Conflict | Busy) -> Refusal:
-    if isinstance(result, Conflict):
-        message = "unable to send; this turn id was used with another body, mint a new one"
-        return Refusal(ErrorCode.CONFLICT, message)
-    message = "unable to send; a turn of this session is running"
-    return Refusal(ErrorCode.BUSY, message, retry_after_seconds=RETRY_AFTER_SECONDS)
+def _refused(result: Conflict | Busy | Rewound) -> Refusal:
+    match result:
+        case Conflict():
+            message = "unable to send; this turn id was used with another body, mint a new one"
+            return Refusal(ErrorCode.CONFLICT, message)
+        case Busy():
+            message = "unable to send; a turn of this session is running"
+            return Refusal(ErrorCode.BUSY, message, retry_after_seconds=RETRY_AFTER_SECONDS)
+        case Rewound():
+            message = "unable to send yet; the store has lost records, and they are being written again"
+            return Refusal(ErrorCode.STORE_UNAVAILABLE, message, retry_after_seconds=RETRY_AFTER_SECONDS)
 
 
 def _digest(request: SendRequest) -> str:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gateway import journal, lease, outcomes
+from gateway import seen as seen_module
 from gateway.core.model import (
     Cursor,
     Draft,
@@ -23,9 +24,10 @@ from gateway.core.model import (
     RecordKind,
     SessionId,
     TurnId,
+    next_check,
     turn_tag,
 )
-from gateway.journal import SessionJournal
+from gateway.journal import SessionJournal, stored_kind
 from gateway.outcomes import (
     Appended,
     AppendResult,
@@ -43,12 +45,15 @@ from gateway.outcomes import (
     Fenced,
     Lost,
     NotYet,
+    Rewound,
+    Seen,
 )
-from gateway.store import Store
+from gateway.store import Store, StoreUnavailable
+from tests.support.snapshot import Snapshot, take_snapshot
 from tests.support.valkey import running_cluster_valkey, running_valkey
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 SCRIPTS = (*journal.SCRIPTS, *lease.SCRIPTS)
 SESSION = SessionId("chat-1")
@@ -64,6 +69,26 @@ def chunks(first: int, past: int) -> list[Draft]:
     return [chunk(f"c{number}") for number in range(first, past)]
 
 
+def told(result: AppendResult) -> tuple[str, int, int, str]:
+    """What an append says of the journal, without the checks."""
+    assert isinstance(result, Appended)
+    return result.epoch, result.last, result.count, result.state
+
+
+def unchecked(cursor: Cursor) -> Cursor:
+    """A place without its check, where that does not matter."""
+    return Cursor(cursor.epoch, cursor.offset, cursor.tag)
+
+
+def chained(records: Sequence[tuple[str, Draft]], check: str = "") -> list[str]:
+    """The checks of records, one after the other, as Python makes them."""
+    checks = []
+    for turn, draft in records:
+        check = next_check(check, TurnId(turn), stored_kind(draft), draft.payload)
+        checks.append(check)
+    return checks
+
+
 def turn_end(reason: str) -> Draft:
     return Draft(RecordKind.TURN_END, reason.encode(), ai_sdk=True, done=True)
 
@@ -77,6 +102,17 @@ class Bench:
     admin: redis.Redis
     prefix: str
     fences: dict[TurnId, Fence] = field(default_factory=dict)
+    others: dict[NodeId, SessionJournal] = field(default_factory=dict)
+
+    def of(self, node: NodeId) -> SessionJournal:
+        """The journal as a node has it: what another has seen it has not."""
+        if node == NODE:
+            return self.journal
+        if node not in self.others:
+            self.others[node] = SessionJournal(
+                self.store, node=node, prefix=self.prefix, ttl_seconds=60, window_seconds=60
+            )
+        return self.others[node]
 
     async def begin(
         self,
@@ -90,10 +126,9 @@ class Bench:
         epoch: str | None = None,
     ) -> BeginResult:
         name = TurnId(turn)
-        result = await self.journal.begin(
+        result = await self.of(node).begin(
             session,
             name,
-            node=node,
             token=secrets.token_hex(4),
             new_epoch=epoch or secrets.token_hex(8),
             digest=digest,
@@ -162,6 +197,10 @@ class Bench:
             while now() < target:  # noqa: ASYNC110 - the server's clock sets no event
                 await asyncio.sleep(0.001)
 
+    def snapshot(self) -> Snapshot:
+        """The session as a replica has it that hears nothing more; its ``restore`` is the failover to it."""
+        return take_snapshot(self.admin, self.journal._keys(SESSION).prefix)
+
     def key(self, name: str) -> str:
         return str(getattr(self.journal._keys(SESSION), name))
 
@@ -175,7 +214,7 @@ async def bench_on(url: str, *, ttl: float = 60.0, window: float = 60.0) -> Asyn
     with redis.Redis.from_url(url) as admin:
         async with Store(url, SCRIPTS) as store:
             yield Bench(
-                SessionJournal(store, prefix=prefix, ttl_seconds=ttl, window_seconds=window),
+                SessionJournal(store, node=NODE, prefix=prefix, ttl_seconds=ttl, window_seconds=window),
                 store,
                 admin,
                 prefix,
@@ -202,7 +241,8 @@ async def test_the_first_send_makes_the_journal(bench: Bench) -> None:
     """Offset 1 is the start, and the epoch is the one that was brought along."""
     result = await bench.begin("t1", epoch="ab12")
     assert isinstance(result, Begun)
-    assert result.start == Cursor("ab12", 1, turn_tag(TurnId("t1")))
+    [check] = chained([("t1", Draft(RecordKind.TURN_START, b"start t1"))])
+    assert result.start == Cursor("ab12", 1, turn_tag(TurnId("t1")), check)
     assert result.waits_for == ()
     page = await bench.journal.read(SESSION, after=0)
     assert (page.epoch, page.last, page.base) == ("ab12", 1, 1)
@@ -215,7 +255,7 @@ async def test_later_sends_keep_the_epoch_and_get_a_higher_fence(bench: Bench) -
     second = await bench.begin("t2", epoch="cd34")
     assert isinstance(first, Begun)
     assert isinstance(second, Begun)
-    assert second.start == Cursor("ab12", 2, turn_tag(TurnId("t2")))
+    assert unchecked(second.start) == Cursor("ab12", 2, turn_tag(TurnId("t2")))
     assert second.fence.number > first.fence.number
 
 
@@ -223,10 +263,10 @@ async def test_a_turn_id_begins_once(bench: Bench) -> None:
     """G3: a repeated send is told where the turn stands and starts nothing."""
     begun = await bench.begin("t1")
     assert isinstance(begun, Begun)
-    assert await bench.begin("t1") == Duplicate(begun.start, "running")
+    assert await bench.begin("t1") == Duplicate(unchecked(begun.start), "running")
     await bench.append("t1", 0, chunks(0, 2))
     await bench.end("t1", 2)
-    assert await bench.begin("t1") == Duplicate(begun.start, "complete")
+    assert await bench.begin("t1") == Duplicate(unchecked(begun.start), "complete")
     assert await bench.payloads() == ["start t1", "c0", "c1", "complete"]
 
 
@@ -337,9 +377,9 @@ async def test_an_append_returns_where_its_records_are(bench: Bench) -> None:
     """Two turns share one journal: offsets are dense over both, counts are each turn's own."""
     await bench.begin("t1", epoch="ab")
     await bench.begin("t2")
-    assert await bench.append("t1", 0, chunks(0, 2)) == Appended("ab", 4, 2, "running")
-    assert await bench.append("t2", 0, chunks(10, 13)) == Appended("ab", 7, 3, "running")
-    assert await bench.append("t1", 2, chunks(2, 3)) == Appended("ab", 8, 3, "running")
+    assert told(await bench.append("t1", 0, chunks(0, 2))) == ("ab", 4, 2, "running")
+    assert told(await bench.append("t2", 0, chunks(10, 13))) == ("ab", 7, 3, "running")
+    assert told(await bench.append("t1", 2, chunks(2, 3))) == ("ab", 8, 3, "running")
     assert await bench.payloads() == ["start t1", "start t2", "c0", "c1", "c10", "c11", "c12", "c2"]
 
 
@@ -347,9 +387,9 @@ async def test_a_repeated_append_adds_nothing(bench: Bench) -> None:
     """The answer to it may have been lost: a retry is safe, and the next append goes on."""
     await bench.begin("t1", epoch="ab")
     for _ in range(3):
-        assert await bench.append("t1", 0, chunks(0, 3)) == Appended("ab", 4, 3, "running")
-    assert await bench.append("t1", 0, chunks(0, 1)) == Appended("ab", 4, 3, "running")
-    assert await bench.append("t1", 3, chunks(3, 4)) == Appended("ab", 5, 4, "running")
+        assert told(await bench.append("t1", 0, chunks(0, 3))) == ("ab", 4, 3, "running")
+    assert told(await bench.append("t1", 0, chunks(0, 1))) == ("ab", 4, 3, "running")
+    assert told(await bench.append("t1", 3, chunks(3, 4))) == ("ab", 5, 4, "running")
     assert await bench.payloads() == ["start t1", "c0", "c1", "c2", "c3"]
 
 
@@ -365,10 +405,11 @@ async def test_an_append_that_overlaps_adds_what_is_new(bench: Bench) -> None:
 
 async def test_an_append_that_skips_is_asked_from_where_to_go_on(bench: Bench) -> None:
     """After a lossy failover the producer writes again what the journal has not."""
-    await bench.begin("t1")
+    await bench.begin("t1", epoch="ab")
     await bench.append("t1", 0, chunks(0, 2))
-    assert await bench.append("t1", 3, chunks(3, 5)) == Behind(2)
-    assert await bench.end("t1", 5) == Behind(2)
+    assert await bench.append("t1", 3, chunks(3, 5)) == Behind("ab", 3, 2)
+    assert await bench.append("t1", 3, ()) == Behind("ab", 3, 2)
+    assert await bench.end("t1", 5) == Behind("ab", 3, 2)
     assert await bench.payloads() == ["start t1", "c0", "c1"]
 
 
@@ -414,8 +455,10 @@ async def test_a_journal_that_lost_a_key_takes_no_more(bench: Bench, missing: st
         bench.admin.delete(bench.journal._keys(SESSION).turn(TurnId("t1")))
     else:
         bench.admin.delete(bench.key(missing))
-    assert await bench.append("t1", 2, chunks(2, 3)) == Lost()
-    assert await bench.end("t1", 2) == Lost()
+    lost = Lost("aa", 3) if missing == "turn" else Lost("", 0)
+    assert await bench.append("t1", 2, chunks(2, 3)) == lost
+    assert await bench.append("t1", 2, ()) == lost
+    assert await bench.end("t1", 2) == lost
 
 
 @pytest.mark.parametrize("missing", ["meta", "journal"])
@@ -429,8 +472,9 @@ async def test_a_journal_that_lost_a_key_begins_again_in_a_new_epoch(bench: Benc
     assert (await bench.journal.read(SESSION, after=0)).epoch == ""
     begun = await bench.begin("t2", epoch="bb", overlap=Overlap.REJECT)
     assert isinstance(begun, Begun)
-    assert begun.start == Cursor("bb", 1, turn_tag(TurnId("t2")))
-    assert await bench.append("t1", 2, chunks(2, 3)) == Lost()
+    [check] = chained([("t2", Draft(RecordKind.TURN_START, b"start t2"))])
+    assert begun.start == Cursor("bb", 1, turn_tag(TurnId("t2")), check)
+    assert await bench.append("t1", 2, chunks(2, 3)) == Lost("bb", 1)
     assert await bench.payloads() == ["start t2"]
     assert [turn.turn for turn in (await bench.journal.look(SESSION)).turns] == ["t2"]
 
@@ -440,7 +484,7 @@ async def test_a_journal_that_lost_its_tail_is_lost(bench: Bench) -> None:
     await bench.begin("t1")
     await bench.append("t1", 0, chunks(0, 3))
     bench.admin.xdel(bench.key("journal"), "4-0")
-    assert await bench.append("t1", 3, chunks(3, 4)) == Lost()
+    assert await bench.append("t1", 3, chunks(3, 4)) == Lost("", 0)
     assert (await bench.journal.look(SESSION)).epoch == ""
 
 
@@ -468,37 +512,378 @@ async def test_a_turn_whose_hash_is_gone_does_not_block_the_session(bench: Bench
     assert not bench.admin.exists(turn_key)
 
 
-async def test_a_journal_behind_what_the_caller_saw_says_so(bench: Bench) -> None:
+async def test_a_journal_that_was_cut_says_so_to_every_verb_of_who_saw_more(bench: Bench) -> None:
     """After a lossy failover nothing is written at an offset that somebody has seen with other contents."""
     await bench.begin("t1", epoch="aa")
+    await bench.append("t1", 0, chunks(0, 1))
+    before = bench.snapshot()
+    await bench.append("t1", 1, chunks(1, 3))
+    seen = bench.journal.seen(SESSION)
+    before.restore()
+    await _is_rewound(bench, Rewound("aa", 2, 1))
+    assert bench.journal.seen(SESSION) == seen
+    assert await bench.append("t1", 0, chunks(0, 1)) == Rewound("aa", 2, 1)
+    assert await bench.begin("t2") == Rewound("aa", 2, 0)
+    stranger = bench.of(OTHER_NODE)
+    assert isinstance(await bench.begin("t3", node=OTHER_NODE), Begun)
+    assert not (await stranger.look(SESSION)).rewound
+    assert (await stranger.read(SESSION, after=0)).joins
+
+
+async def test_a_journal_that_was_cut_and_written_over_says_so_too(bench: Bench) -> None:
+    """Its length does not tell then; the check of the newest record seen does."""
+    await bench.begin("t1", epoch="aa")
+    await bench.append("t1", 0, chunks(0, 1))
+    before = bench.snapshot()
+    await bench.append("t1", 1, chunks(1, 3))
+    seen = bench.journal.seen(SESSION)
+    before.restore()
     fence = bench.fences[TurnId("t1")]
-    keys = bench.journal._keys(SESSION)
-    own = (keys.meta, keys.journal, keys.turns, keys.turn(TurnId("t1")))
-    call = bench.store.writes.call
+    for texts in (chunks(7, 9), chunks(9, 12)):  # as long as it was, then longer
+        told = await bench.of(OTHER_NODE).append(SESSION, TurnId("t1"), fence, index=1, drafts=texts)
+        assert isinstance(told, Appended)
+        fence_of_other = await bench.begin(f"t{told.last}", node=OTHER_NODE)
+        assert isinstance(fence_of_other, Begun)
+        look = await bench.of(OTHER_NODE).look(SESSION)
+        await _is_rewound(bench, Rewound("aa", look.last, told.count))
+        assert bench.journal.seen(SESSION) == seen
 
-    async def append(epoch: str, seen: int) -> Any:
-        arguments = (epoch, seen, "t1", fence.number, fence.token, 0, 60_000, "c", "x")
-        return (await call(journal._APPEND, own, arguments))[0]
 
-    async def end(epoch: str, seen: int) -> Any:
-        arguments = (
-            epoch, seen, "t1", fence.number, fence.token, 0, 60_000, "complete", "", "", "e", "x",
-        )  # fmt: skip
-        return (await call(journal._END, own, arguments))[0]
+async def _is_rewound(bench: Bench, rewound: Rewound) -> None:
+    """Each verb of the node that has seen more refuses, and none of them writes."""
+    assert await bench.append("t1", rewound.count, chunks(5, 6)) == rewound
+    assert await bench.append("t1", rewound.count, ()) == rewound
+    assert await bench.end("t1", rewound.count) == rewound
+    assert await bench.seal("t1") == rewound
+    assert await bench.begin("t9") == Rewound(rewound.epoch, rewound.last, 0)
+    look = await bench.journal.look(SESSION)
+    assert (look.epoch, look.last, look.rewound) == (rewound.epoch, rewound.last, True)
+    for check in ("", bench.journal.seen(SESSION).check):
+        page = await bench.journal.read(SESSION, after=2, check=check)
+        assert (page.epoch, page.last, page.records, page.joins) == (rewound.epoch, rewound.last, (), False)
+    assert bench.admin.hget(bench.key("meta"), "last") == b"%d" % rewound.last
+    assert await bench.journal.turn(SESSION, TurnId("t9")) is None
 
-    async def begin(epoch: str, seen: int) -> Any:
-        arguments = (
-            epoch, seen, "bb", "t2", NODE, "token", "d", "parallel", 60_000, "/", "", "s", "x", "e", "y",
-        )  # fmt: skip
-        return (await call(journal._BEGIN, keys.all_of(TurnId("t2"), ""), arguments))[0]
 
-    for verb in (append, end, begin):
-        assert await verb("aa", 2) == b"REWOUND"
-    assert await bench.payloads() == ["start t1"]
-    assert await append("zz", 9) == b"APPENDED"
-    assert await append("aa", 2) == b"APPENDED"
-    assert await end("aa", 2) == b"APPENDED"
-    assert await begin("aa", 3) == b"BEGUN"
+async def test_an_ended_turn_whose_journal_was_cut_behind_it_says_so(bench: Bench) -> None:
+    """Its producer, which holds it, is not to believe that all is well."""
+    await bench.begin("t1", epoch="aa")
+    await bench.begin("t2")
+    await bench.end("t1", 0)
+    before = bench.snapshot()
+    await bench.append("t2", 0, chunks(0, 1))
+    before.restore()
+    assert await bench.end("t1", 0) == Rewound("aa", 3, 1)
+
+
+@pytest.mark.parametrize("verb", ["append", "ask", "end"])
+async def test_a_lost_turn_is_told_from_a_journal_written_over(bench: Bench, verb: str) -> None:
+    """Long enough again, it looks as if only the turn's own key were gone, while all of the turn is."""
+    await bench.begin("t1", epoch="aa")
+    before = bench.snapshot()
+    await bench.begin("t2")
+    await bench.append("t2", 0, chunks(0, 2))
+
+    async def ask() -> AppendResult:
+        if verb == "end":
+            return await bench.end("t2", 2)
+        return await bench.append("t2", 2, chunks(2, 3) if verb == "append" else ())
+
+    own_key = bench.journal._keys(SESSION).turn(TurnId("t2"))
+    bench.admin.delete(own_key)
+    assert await ask() == Lost("aa", 4, rewound=False)
+    before.restore()
+    assert await ask() == Lost("aa", 1, rewound=True)
+    fence = bench.fences[TurnId("t1")]
+    await bench.of(OTHER_NODE).append(SESSION, TurnId("t1"), fence, index=0, drafts=chunks(0, 5))
+    assert await ask() == Lost("aa", 6, rewound=True)
+    bench.admin.delete(bench.key("meta"))
+    assert await ask() == Lost("", 0, rewound=False)
+
+
+async def test_a_journal_trimmed_to_nothing_still_knows_its_history(bench: Bench) -> None:
+    """No record is left there to compare; what stood last is known nevertheless."""
+    await bench.begin("t1", epoch="aa")
+    await bench.end("t1", 0)
+    before = bench.snapshot()
+    await bench.begin("t2")
+    await bench.end("t2", 0)
+    seen = bench.journal.seen(SESSION)
+    before.restore()
+    stranger = bench.of(OTHER_NODE)
+    assert isinstance(await bench.begin("t3", node=OTHER_NODE), Begun)
+    await stranger.end(
+        SESSION, TurnId("t3"), bench.fences[TurnId("t3")], index=0, reason="x", drafts=[turn_end("x")]
+    )
+    await bench.passed(2)
+    assert await bench.trim(1) == [b"TRIMMED", 5]
+    assert (await bench.journal.look(SESSION)).rewound
+    assert not (await bench.journal.read(SESSION, after=4)).joins
+    look = await stranger.look(SESSION, offset=4)
+    assert (look.tag, look.check) == ("", look.last_check)
+    assert look.last_check not in {"", seen.check}
+    assert not (await bench.of(NodeId("node-c")).read(SESSION, after=4, check=seen.check)).joins
+
+
+async def test_a_place_that_has_a_check_is_told_from_one_in_another_history(bench: Bench) -> None:
+    """The same offset of the same turn, and nobody on this node has seen what was there before."""
+    await bench.begin("t1", epoch="aa")
+    await bench.append("t1", 0, chunks(0, 3))
+    first = [record.cursor for record in (await bench.journal.read(SESSION, after=0)).records]
+    read = bench.of(OTHER_NODE).read
+    for cursor in first:
+        page = await read(SESSION, after=cursor.offset, check=cursor.check)
+        assert (page.joins, len(page.records)) == (True, 4 - cursor.offset)
+        page = await read(SESSION, after=cursor.offset, check="00000000")
+        assert (page.joins, page.records) == (False, ())
+        assert (await bench.journal.look(SESSION, offset=cursor.offset)).check == cursor.check
+        assert (await bench.journal.look(SESSION, offset=cursor.offset)).last_check == first[-1].check
+    assert not (await read(SESSION, after=5)).joins
+    assert not (await read(SESSION, after=5, check=first[-1].check)).joins
+    assert (await read(SESSION, after=0)).joins
+    assert (await bench.journal.look(SESSION, offset=journal.NEWEST)).check == first[-1].check
+
+
+async def test_records_from_before_there_were_checks_are_no_other_history(bench: Bench) -> None:
+    """A gateway that is upgraded finds journals without them; nobody is told resync for that."""
+    await bench.begin("t1", epoch="aa")
+    await bench.append("t1", 0, chunks(0, 2))
+    stored: Any = bench.admin.xrange(bench.key("journal"))
+    bench.admin.delete(bench.key("journal"))
+    for name, fields in stored:
+        del fields[b"c"]
+        bench.admin.xadd(bench.key("journal"), fields, id=name)
+    bench.admin.hdel(bench.key("meta"), "check")
+    page = await bench.journal.read(SESSION, after=0)
+    assert [(record.offset, record.cursor.check) for record in page.records] == [(1, ""), (2, ""), (3, "")]
+    assert (await bench.journal.read(SESSION, after=2, check="01234567")).joins
+    assert not (await bench.journal.look(SESSION, offset=2)).rewound
+    stranger, before = bench.of(OTHER_NODE), bench.snapshot()
+    assert (await stranger.look(SESSION)).last_check == ""
+    appended = await bench.append("t1", 2, chunks(2, 3))
+    assert isinstance(appended, Appended)
+    assert [appended.check] == chained([("t1", chunk("c2"))])
+    assert (await bench.journal.read(SESSION, after=3, check="")).joins
+    assert (await stranger.look(SESSION)).last_check == appended.check
+    before.restore()  # whose length tells, where no check does
+    assert (await stranger.look(SESSION)).rewound
+
+
+# -- what this node has seen
+
+
+async def test_what_was_seen_only_goes_on_within_an_epoch(bench: Bench) -> None:
+    """Replies overtake each other; and an epoch that is told is the journal's, wherever it stands."""
+    assert bench.journal.seen(SESSION) == Seen()
+    await bench.begin("t1", epoch="aa")
+    assert bench.journal.seen(SESSION).offset == 1
+    first = await bench.append("t1", 0, chunks(0, 3))
+    assert isinstance(first, Appended)
+    seen = Seen("aa", 4, first.check)
+    assert bench.journal.seen(SESSION) == seen
+    bench.journal._seen.note(SESSION, "aa", 3, "00000000")
+    bench.journal._seen.note(SESSION, "aa", 4, "00000000")
+    assert bench.journal.seen(SESSION) == seen
+    other = bench.of(OTHER_NODE)
+    await other.look(SESSION)
+    assert other.seen(SESSION) == seen
+    await bench.append("t1", 3, chunks(3, 4))
+    page = await other.read(SESSION, after=4)
+    assert other.seen(SESSION) == Seen("aa", 5, page.records[0].cursor.check) == bench.journal.seen(SESSION)
+    ended = await bench.end("t1", 4)
+    assert isinstance(ended, Appended)
+    assert bench.journal.seen(SESSION) == Seen("aa", 6, ended.check)
+    bench.journal._seen.note(SESSION, "bb", 2, "00000000")
+    assert bench.journal.seen(SESSION) == Seen("bb", 2, "00000000")
+    bench.admin.delete(bench.key("meta"))
+    await bench.journal.look(SESSION)
+    assert bench.journal.seen(SESSION) == Seen()
+
+
+async def test_what_was_seen_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """G10: the sessions used last are remembered."""
+    monkeypatch.setattr(seen_module, "MAX_SESSIONS", 2)
+    offsets = seen_module.SeenOffsets()
+    for name in ("a", "b", "a", "c"):
+        offsets.note(SessionId(name), "e", offsets.get(SessionId(name)).offset + 1, "")
+    assert [offsets.get(SessionId(name)).offset for name in "abc"] == [2, 0, 1]
+
+
+# -- a new epoch
+
+
+async def test_a_renewal_keeps_what_survived_under_another_name(bench: Bench) -> None:
+    """Nobody mistakes it for what it was, and every turn goes on in it."""
+    await bench.begin("t1", epoch="aa")
+    await bench.begin("t2")
+    await bench.append("t1", 0, chunks(0, 1))
+    await bench.end("t2", 0)
+    survived = await bench.payloads()
+    before = bench.snapshot()
+    await bench.append("t1", 1, chunks(1, 2))
+    before.restore()
+    await bench.of(OTHER_NODE).renew(SESSION, "cc")  # who has seen nothing renews nothing
+    assert (await bench.of(OTHER_NODE).look(SESSION)).epoch == "aa"
+    assert await bench.journal.renew(SESSION, "bb")
+    assert await bench.journal.renew(SESSION, "dd")  # nor does who comes later
+    assert (await bench.journal.look(SESSION)).epoch == "bb"
+    assert await bench.payloads() == survived
+    assert bench.journal.seen(SESSION).epoch == "bb"
+    assert told(await bench.append("t1", 1, chunks(1, 3))) == ("bb", 6, 3, "running")
+    assert await bench.append("t2", 0, ()) == Ended("complete")
+    assert {turn.turn: turn.state for turn in (await bench.journal.look(SESSION)).turns} == {
+        "t1": "running", "t2": "complete",
+    }  # fmt: skip
+    assert not await bench.journal.renew(SESSION, "ee")
+    assert await bench.begin("t2") == Duplicate(Cursor("bb", 2, turn_tag(TurnId("t2"))), "complete")
+
+
+# -- bells
+
+
+@asynccontextmanager
+async def listening(bench: Bench, url: str) -> AsyncIterator[Callable[[], Awaitable[list[str]]]]:
+    """What was rung since it was last asked."""
+    channel = journal.bell_channel(bench.prefix, SESSION).encode()
+    redis_bells = redis.Redis.from_url(url)
+    bells = redis_bells.pubsub()  # type: ignore[no-untyped-call]
+    bells.ssubscribe(channel)
+    assert bells.get_message(timeout=5) is not None
+
+    async def rung() -> list[str]:
+        found: list[str] = []
+        bench.admin.execute_command("SPUBLISH", channel, "the end")  # type: ignore[no-untyped-call]
+        while True:
+            said = await asyncio.to_thread(bells.get_message, timeout=5)
+            assert said is not None
+            if said["data"] == b"the end":
+                return found
+            found.append(said["data"].decode())
+
+    try:
+        yield rung
+    finally:
+        bells.close()
+        redis_bells.close()
+
+
+async def test_whatever_is_journalled_rings(bench: Bench, url: str) -> None:
+    """The other nodes' readers wait for nothing else; refused calls and questions are silent."""
+    async with listening(bench, url) as rung:
+        await bench.begin("t1", epoch="aa")
+        assert await rung() == ["r node-a"]
+        await bench.append("t1", 0, chunks(0, 2))
+        assert await rung() == ["r node-a"]
+        await bench.append("t1", 0, chunks(0, 2))
+        await bench.append("t1", 5, chunks(0, 2))
+        await bench.append("t1", 2, ())
+        await bench.journal.look(SESSION)
+        await bench.journal.read(SESSION, after=0)
+        assert await rung() == []
+        await bench.begin("t2", node=OTHER_NODE)
+        assert await rung() == ["r node-b"]
+        await bench.end("t1", 2)
+        assert await rung() == ["r node-a"]
+        await bench.seal("t2", OTHER_NODE)
+        assert await rung() == ["r node-a"]
+        await bench.cancel("t3")
+        assert isinstance(await bench.begin("t3"), BegunCancelled)
+        assert await rung() == ["r node-a"]
+        before = bench.snapshot()
+        await bench.begin("t4")
+        before.restore()
+        await rung()
+        await bench.journal.renew(SESSION, "bb")
+        await bench.journal.renew(SESSION, "cc")
+        assert await rung() == ["r node-a"]
+
+
+async def test_who_produces_is_told_of_what_happened_to_its_turn(bench: Bench, url: str) -> None:
+    """It may have nothing to append for minutes, and would not hear that it is to stop."""
+    await bench.begin("t1")
+    turn = TurnId("t1")
+    async with listening(bench, url) as rung:
+        await bench.journal.abort(SESSION, turn, seconds=60)
+        assert await rung() == ["c t1"]
+        await bench.journal.abort(SESSION, turn, seconds=None)
+        await bench.journal.cancel(SESSION, turn, user="", only_due=True)
+        await bench.cancel("t9")
+        assert await rung() == []
+        await bench.cancel("t1")
+        assert await rung() == ["c t1"]
+        await bench.begin("t2", overlap=Overlap.INTERRUPT)
+        assert await rung() == ["c t1", "r node-a"]
+        await bench.end("t1", 0)
+        await bench.end("t2", 0)
+        await rung()
+        await bench.cancel("t1")
+        await bench.journal.abort(SESSION, turn, seconds=60)
+        assert await rung() == []
+
+
+async def test_a_store_that_refuses_the_bell_still_journals(bench: Bench, url: str) -> None:
+    """A bell is a hint; a user without rights on channels loses latency, not records."""
+    user = f"u{secrets.token_hex(4)}"
+    bench.admin.acl_setuser(
+        user, enabled=True, nopass=True, keys=["*"], commands=["+@all"], reset_channels=True
+    )
+    restricted = url.replace("redis://", f"redis://{user}:x@").replace("unix://", f"unix://{user}:x@")
+    async with bench_on(restricted) as muted:
+        assert isinstance(await muted.begin("t1"), Begun)
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            muted.admin.execute_command("SPUBLISH", muted.key("bell"), "x")  # type: ignore[no-untyped-call]
+        assert isinstance(await muted.append("t1", 0, chunks(0, 2)), Appended)
+        assert isinstance(await muted.cancel("t1"), Cancelling)
+        assert isinstance(await muted.end("t1", 2), Appended)
+        assert await muted.payloads() == ["start t1", "c0", "c1", "complete"]
+
+
+# -- a full store, a due abort
+
+
+async def test_a_full_store_takes_no_records_and_still_tells_of_a_cancel(bench: Bench) -> None:
+    """Who waits for room must hear that nobody wants the turn any more."""
+    await bench.begin("t1")
+    await bench.append("t1", 0, chunks(0, 1))
+    bench.admin.config_set("maxmemory", "1mb")
+    try:
+        with pytest.raises(StoreUnavailable):
+            await bench.append("t1", 1, chunks(1, 2))
+        with pytest.raises(StoreUnavailable):
+            await bench.begin("t2")
+        assert isinstance(await bench.cancel("t1"), Cancelling)
+        asked = await bench.append("t1", 1, ())
+        assert isinstance(asked, Appended)
+        assert (asked.state, asked.count) == ("cancelling", 1)
+        before = bench.snapshot()
+        assert isinstance(await bench.end("t1", 1, "cancelled"), Appended)
+        bench.admin.config_set("maxmemory", "0")
+        before.restore()
+        bench.admin.config_set("maxmemory", "1mb")
+        assert await bench.journal.renew(SESSION, "bb")
+    finally:
+        bench.admin.config_set("maxmemory", "0")
+
+
+@pytest.mark.parametrize("drafts", [0, 1])
+async def test_an_abort_that_is_due_is_told_to_who_produces(bench: Bench, drafts: int) -> None:
+    """Nobody else need be alive to carry it out; before its time it says nothing."""
+    await bench.begin("t1")
+    turn = TurnId("t1")
+    await bench.journal.abort(SESSION, turn, seconds=60)
+    first = await bench.append("t1", 0, chunks(0, drafts))
+    assert isinstance(first, Appended)
+    assert first.state == "running"
+    [look] = (await bench.journal.look(SESSION)).turns
+    assert look.abort_pending
+    await bench.journal.abort(SESSION, turn, seconds=0.001)
+    await bench.passed(2)
+    for _ in range(2):
+        due = await bench.append("t1", drafts, chunks(drafts, 2 * drafts))
+        assert isinstance(due, Appended)
+        assert due.state == "cancelling"
+        [look] = (await bench.journal.look(SESSION)).turns
+        assert (look.state, look.abort_pending) == ("cancelling", False)
 
 
 # -- end, cancel, seal
@@ -612,7 +997,7 @@ async def test_a_session_that_does_not_exist_is_empty_and_not_made(bench: Bench)
     assert (page.epoch, page.last, page.base, page.records) == ("", 0, 1, ())
     await bench.journal.mark_read(SESSION, TurnId("t1"))
     await bench.journal.abort(SESSION, TurnId("t1"), seconds=1)
-    assert not await bench.journal.start(SESSION, TurnId("t1"), Fence(1, ""))
+    assert await bench.journal.start(SESSION, TurnId("t1"), Fence(1, ""))  # lost: its producer brings it back
     assert bench.stored_keys() == []
 
 
@@ -671,9 +1056,12 @@ async def test_records_come_back_as_they_were_written(bench: Bench) -> None:
     )
     page = await bench.journal.read(SESSION, after=1)
     assert [record.draft for record in page.records] == [*drafts, ending]
+    start = Draft(RecordKind.TURN_START, b"start t1")
+    checks = chained([("t1", draft) for draft in (start, *drafts, ending)])
     assert [record.cursor for record in page.records] == [
-        Cursor("ab", offset, turn_tag(TurnId("t1"))) for offset in range(2, 6)
+        Cursor("ab", offset, turn_tag(TurnId("t1")), checks[offset - 1]) for offset in range(2, 6)
     ]
+    assert page.last_check == checks[-1]
 
 
 @pytest.mark.parametrize("size", [1, 1000, 300_000])
@@ -712,9 +1100,10 @@ async def test_a_read_stops_before_a_hole(bench: Bench) -> None:
     await bench.append("t1", 0, chunks(0, 9))
     bench.admin.xdel(bench.key("journal"), "5-0")
     bench.admin.hset(bench.key("meta"), "last", 9)  # so that the length alone does not tell
-    page = await bench.journal.read(SESSION, after=0)
+    stranger = bench.of(OTHER_NODE)  # who has seen the whole of it is told that it is another journal
+    page = await stranger.read(SESSION, after=0)
     assert [record.offset for record in page.records] == [1, 2, 3, 4]
-    assert (await bench.journal.read(SESSION, after=4)).records == ()
+    assert (await stranger.read(SESSION, after=4)).records == ()
 
 
 # -- retention
@@ -766,7 +1155,7 @@ async def test_a_journal_trimmed_to_nothing_goes_on(bench: Bench) -> None:
     assert (look.epoch, look.last, look.base, look.turns) == ("aa", 2, 3, ())
     begun = await bench.begin("t2", epoch="bb")
     assert isinstance(begun, Begun)
-    assert begun.start == Cursor("aa", 3, turn_tag(TurnId("t2")))
+    assert unchecked(begun.start) == Cursor("aa", 3, turn_tag(TurnId("t2")))
     assert await bench.begin("t1") == Duplicate(Cursor("aa", 1, turn_tag(TurnId("t1"))), "complete")
 
 
@@ -779,8 +1168,9 @@ async def test_an_end_trims_with_the_window_of_the_settings(url: str) -> None:
         await bench.begin("t2")
         await bench.end("t2", 0)
         await bench.begin("t3")  # the same lane: behind the trim
-        page = await bench.journal.read(SESSION, after=2)
-        assert page.base >= 3
+        base = (await bench.journal.look(SESSION)).base
+        assert base >= 3
+        page = await bench.journal.read(SESSION, after=base - 1)
         assert page.records[-1].draft.payload == b"start t3"
 
 
@@ -798,7 +1188,7 @@ async def test_every_key_expires(bench: Bench) -> None:
     await bench.seal("t2")
     await bench.trim(1)
     place = lease.Lease(bench.store, node=NODE, prefix=bench.prefix, lease_seconds=1)
-    place.claim(SESSION, TurnId("t5"))
+    await place.claim(SESSION, TurnId("t5"))
     await place.check()
     keys = bench.stored_keys()
     assert len(keys) == 3 + 3 + 1 + 2
@@ -1007,11 +1397,94 @@ async def _compare(bench: Bench, model: Model) -> None:
         known = await bench.journal.turn(SESSION, TurnId(name))
         assert (known.state if known else "none") == turn.state
     page = await bench.journal.read(SESSION, after=0)
+    checks = chained([(record.turn, record.draft) for record in page.records])
+    assert [record.cursor.check for record in page.records] == checks
+    newest = checks[-1] if checks else ""
+    assert page.last_check == look.last_check == bench.journal.seen(SESSION).check == newest
     for name in model.turns:
         kinds = [record.kind for record in page.records if record.turn == name]
         assert kinds.count(RecordKind.TURN_END) == (bool(kinds) and name not in model.running)
         assert RecordKind.TURN_END not in kinds[:-1]
     assert look.last == len(model.records) or (look.epoch == "" and not model.records)
+
+
+_TURNS = st.text([chr(code) for code in range(33, 127)], min_size=1, max_size=128)
+_PAYLOADS = st.binary(max_size=300) | st.sampled_from([b"", b"\0", b"c\0", b"\r\n", "ü🙂".encode()])
+_DRAFTS = st.builds(Draft, st.just(RecordKind.CHUNK), _PAYLOADS, st.booleans())
+_ENDS = st.builds(Draft, st.just(RecordKind.TURN_END), _PAYLOADS, ai_sdk=st.booleans(), done=st.booleans())
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    names=st.lists(_TURNS, min_size=4, max_size=4, unique=True),
+    batches=st.lists(st.lists(_DRAFTS, max_size=4), max_size=4),
+    closing=st.lists(_DRAFTS, max_size=3),
+    ends=st.tuples(_ENDS, _ENDS, _ENDS),
+)
+@example(
+    names=["a", "b", "c", "d"],
+    batches=[[chunk("one"), Draft(RecordKind.CHUNK, bytes(range(256)), plain=True)], [], [chunk("")]],
+    closing=[chunk("closer")],
+    ends=(turn_end("end"), turn_end("sealed"), turn_end("cancelled")),
+)
+def test_the_script_and_python_make_the_same_checks(
+    url: str, names: list[str], batches: list[list[Draft]], closing: list[Draft], ends: tuple[Draft, ...]
+) -> None:
+    """A node shows what it wrote before anybody reads it back: a cursor must not depend on which it was."""
+
+    async def run() -> None:
+        async with bench_on(url) as bench:
+            await _every_way_to_write(bench, names, batches, closing, ends)
+
+    uvloop.run(run())
+
+
+async def _every_way_to_write(
+    bench: Bench, names: list[str], batches: list[list[Draft]], closing: list[Draft], ends: tuple[Draft, ...]
+) -> None:
+    first, sealed, cancelled, last = names
+    expected: list[tuple[str, Draft]] = []
+    count, check = 0, ""
+
+    def wrote(turn: str, drafts: Sequence[Draft]) -> str:
+        nonlocal check
+        expected.extend((turn, draft) for draft in drafts)
+        before, check = check, [check, *chained([(turn, draft) for draft in drafts], check)][-1]
+        return before
+
+    async def begin(turn: str) -> None:
+        wrote(turn, [Draft(RecordKind.TURN_START, f"start {turn}".encode())])
+        result = await bench.begin(turn)
+        assert not isinstance(result, Begun) or result.start.check == check
+
+    await begin(first)
+    await begin(sealed)
+    for batch in batches:
+        before = wrote(first, batch)
+        for _ in range(2):  # the second adds nothing
+            result = await bench.append(first, count, batch)
+            assert isinstance(result, Appended)
+            assert (result.before, result.check) == (before, check)
+            before = check
+        count += len(batch)
+    name, fence = TurnId(first), bench.fences[TurnId(first)]
+    before = wrote(first, [*closing, ends[0]])
+    result = await bench.journal.end(
+        SESSION, name, fence, index=count, reason="x", drafts=[*closing, ends[0]]
+    )
+    assert isinstance(result, Appended)
+    assert (result.before, result.check) == (before, check)
+    before = wrote(sealed, [ends[1]])
+    result = await bench.journal.seal(SESSION, TurnId(sealed), node=NODE, reason="x", end=ends[1])
+    assert isinstance(result, Appended)
+    assert (result.before, result.check) == (before, check)
+    await bench.cancel(cancelled)
+    await begin(cancelled)
+    wrote(cancelled, [turn_end("cancelled")])
+    await begin(last)
+    page = await bench.journal.read(SESSION, after=0, limit_bytes=10**9)
+    assert [(record.turn, record.draft) for record in page.records] == expected
+    assert [record.cursor.check for record in page.records] == chained(expected)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

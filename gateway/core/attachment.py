@@ -34,7 +34,7 @@ class Place:
     resync: ResyncReason | None = None
 
 
-def place(after: Cursor | None, *, epoch: str, last: int, base: int, tag: str) -> Place:
+def place(after: Cursor | None, *, epoch: str, last: int, base: int, tag: str, check: str = "") -> Place:
     """Find where an attach begins.
 
     Args:
@@ -43,6 +43,7 @@ def place(after: Cursor | None, *, epoch: str, last: int, base: int, tag: str) -
         last: Newest offset.
         base: Oldest offset kept.
         tag: Of the turn whose record stands at ``after``; empty if none stands there.
+        check: Of that record; empty if none stands there.
     """
     first = Place(Cursor(epoch, base - 1))
     if after is None:
@@ -51,10 +52,10 @@ def place(after: Cursor | None, *, epoch: str, last: int, base: int, tag: str) -
         return Place(first.cursor, ResyncReason.EPOCH_CHANGED)
     if after.offset < base - 1:
         return Place(first.cursor, ResyncReason.TRIMMED)
-    if after.tag and tag and after.tag != tag:
+    if (after.tag and tag and after.tag != tag) or (after.check and check and after.check != check):
         # The offset was used again after a loss that nobody saw.
         return Place(first.cursor, ResyncReason.EPOCH_CHANGED)
-    return Place(Cursor(epoch, after.offset, after.tag))
+    return Place(Cursor(epoch, after.offset, after.tag, after.check or check))
 
 
 class Attachment:
@@ -64,12 +65,14 @@ class Attachment:
         cursor: Where it begins.
     """
 
-    __slots__ = ("epoch", "offset")
+    __slots__ = ("check", "epoch", "offset")
 
     def __init__(self, cursor: Cursor) -> None:
         self.epoch = cursor.epoch
         self.offset = cursor.offset
         """The last record had."""
+        self.check = cursor.check
+        """Its check, where that is known."""
 
     def take(self, records: Sequence[Record]) -> Sequence[Record]:
         """Hand out what is new of ``records``, which are dense and in order.
@@ -84,5 +87,5 @@ class Attachment:
             raise GapError(f"unable to continue after {self.offset}; {records[0].offset} came next")
         new = records[skip:] if skip else records
         if new:
-            self.offset = new[-1].offset
+            self.offset, self.check = new[-1].offset, new[-1].cursor.check
         return new

@@ -37,6 +37,7 @@ MAX_SMALL_ID_LENGTH = 128
 
 _SMALL_ID = re.compile(r"[!-~]{1,128}")
 _TAG_LENGTH = 6
+_CHECK_LENGTH = 8
 
 
 class Overlap(StrEnum):
@@ -207,6 +208,21 @@ def turn_tag(turn: TurnId) -> str:
     return hashlib.sha256(turn.encode()).hexdigest()[:_TAG_LENGTH]
 
 
+def next_check(check: str, turn: TurnId, stored_kind: str, payload: bytes) -> str:
+    """The check of a record: whoever knows it knows that the journal before it is the same one.
+
+    The same as in lua/common.lua, where SHA-1 is the digest at hand.
+
+    Args:
+        check: Of the record before; empty before the first.
+        turn: Whose record it is.
+        stored_kind: Kind and flags as the journal keeps them.
+        payload: What it says.
+    """
+    head = f"{check}{turn}\0{stored_kind}\0".encode()
+    return hashlib.sha1(head + payload, usedforsecurity=False).hexdigest()[:_CHECK_LENGTH]
+
+
 class Cursor(msgspec.Struct, frozen=True):
     """A place in a session, opaque to clients, handed back to continue after it.
 
@@ -214,14 +230,17 @@ class Cursor(msgspec.Struct, frozen=True):
         epoch: Which incarnation of the journal; empty where the session had none yet.
         offset: The last record had; 0 before the first.
         tag: :func:`turn_tag` of that record's turn; empty where that is not known.
+        check: :func:`next_check` of that record: it stands for all before it; empty where that is not known.
     """
 
     epoch: str
     offset: int
     tag: str = ""
+    check: str = ""
 
     def __str__(self) -> str:
-        return f"{self.epoch}.{self.offset}.{self.tag}"
+        place = f"{self.epoch}.{self.offset}.{self.tag}"
+        return f"{place}.{self.check}" if self.check else place
 
     @classmethod
     def parse(cls, text: str) -> Cursor:
@@ -233,10 +252,14 @@ class Cursor(msgspec.Struct, frozen=True):
         match = _CURSOR.fullmatch(text)
         if match is None:
             raise bad_request("unable to use the cursor; hand back a record's cursor unchanged, or none")
-        return cls(epoch=match["epoch"], offset=int(match["offset"]), tag=match["tag"])
+        offset, check = int(match["offset"]), match["check"] or ""
+        return cls(epoch=match["epoch"], offset=offset, tag=match["tag"], check=check)
 
 
-_CURSOR = re.compile(r"(?P<epoch>[0-9a-f]{0,32})\.(?P<offset>\d{1,15})\.(?P<tag>[0-9a-f]{0,6})", re.ASCII)
+_CURSOR = re.compile(
+    r"(?P<epoch>[0-9a-f]{0,32})\.(?P<offset>\d{1,15})\.(?P<tag>[0-9a-f]{0,6})(\.(?P<check>[0-9a-f]{8}))?",
+    re.ASCII,
+)
 
 RECORD_OVERHEAD_BYTES = 160
 """What an envelope adds to a payload: type, session, offset, cursor and turn."""

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- Sets, or takes back, the deadline of an ambiguous abort.
 --
--- KEYS: turn
--- ARGV: 1 ms from now, or empty to take it back
+-- KEYS: turn, meta
+-- ARGV: 1 ms from now, or empty to take it back, 2 turn id
 --
 -- Returns {'PENDING'}   {'KEPT'}: the turn does not run, or nothing was pending
 local turn = KEYS[1]
@@ -13,4 +13,5 @@ if ARGV[1] == '' then
   return {'KEPT'}
 end
 redis.call('HSET', turn, 'abort_at', whole(now_ms() + tonumber(ARGV[1])))
+ring(KEYS[2], 'c ' .. ARGV[2])
 return {'PENDING'}

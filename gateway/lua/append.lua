@@ -2,35 +2,36 @@
 -- Compare-and-append: journals a turn's records from an index on, ignores those it has.
 --
 -- KEYS: meta, journal, turns, turn
--- ARGV: 1 seen epoch, 2 seen offset, 3 turn id, 4 fence, 5 token, 6 index of the first record, 7 ttl ms,
---       8, 9 ... kind, payload of each record
+-- ARGV: 1 ... 3 seen, 4 turn id, 5 fence, 6 token, 7 index of the first record, 8 ttl ms, 9 node,
+--       10, 11 ... kind, payload of each record
 --
--- Returns {'APPENDED', epoch, newest offset, how many of the turn's records are journalled now, state}
---         {'BEHIND', count}: ask again from that index   {'FENCED'}: another may write this turn
---         {'ENDED', reason}   {'LOST'}: the journal or the turn is gone   {'REWOUND'}: it is behind
+-- Returns {'APPENDED', epoch, newest offset, how many of the turn's records are journalled now, state,
+--          check before the first one that was new, check of the newest record}
+--         {'BEHIND', epoch, newest offset, count}: ask again from that index
+--         {'FENCED'}: another may write this turn   {'ENDED', reason}
+--         {'LOST', epoch or '', newest offset, 1 if what the caller has seen is lost too}: the turn is gone, or
+--         the journal it was begun in
+--         {'REWOUND', epoch, newest offset, count}: the journal has lost what the caller has seen
 local meta, journal, turns, turn = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local known = redis.call('HMGET', turn, 'epoch', 'fence', 'token', 'count', 'state', 'touched', 'first')
-local epoch, last = head_of(meta, journal)
-if not known[1] or epoch ~= known[1] then return {'LOST'} end
-if known[2] ~= ARGV[4] or known[3] ~= ARGV[5] then return {'FENCED'} end
-local state = known[5]
-if not is_running(state) then return {'ENDED', state} end
-if rewound(epoch, last, ARGV[1], tonumber(ARGV[2])) then return {'REWOUND'} end
-local count, from = tonumber(known[4]), tonumber(ARGV[6])
-if from > count then return {'BEHIND', count} end
+local refusal, found = examined(meta, journal, turn)
+if refusal then return refusal end
+local last, check, count, from = found.last, found.check, found.count, tonumber(ARGV[7])
+if from > count then return {'BEHIND', found.epoch, last, count} end
 
-local new = (#ARGV - 7) / 2 - (count - from)
+local at = now_ms()
+local state = state_after_abort(turn, found, at)
+local new = (#ARGV - 9) / 2 - (count - from)
 if new > 0 then
-  last = add_records(journal, ARGV[3], last, 8 + 2 * (count - from))
+  last, check = add_records(journal, ARGV[4], last, check, 10 + 2 * (count - from))
   count = count + new
-  local at = now_ms()
   redis.call('HSET', turn, 'count', count)
-  redis.call('HSET', meta, 'last', last, 'used', at)
+  redis.call('HSET', meta, 'last', last, 'check', check, 'used', at)
   -- The member is missing only where the key was evicted; without it the turn would not be told of.
-  local healed = redis.call('ZADD', turns, 'NX', 'inf', known[7] .. '/' .. ARGV[3]) == 1
-  if healed or at - tonumber(known[6]) > tonumber(ARGV[7]) / 4 then
+  local healed = redis.call('ZADD', turns, 'NX', 'inf', found.member) == 1
+  if healed or at - found.touched > tonumber(ARGV[8]) / 4 then
     redis.call('HSET', turn, 'touched', at)
-    for index = 1, 4 do redis.call('PEXPIRE', KEYS[index], ARGV[7]) end
+    for index = 1, 4 do redis.call('PEXPIRE', KEYS[index], ARGV[8]) end
   end
+  ring(meta, 'r ' .. ARGV[9])
 end
-return {'APPENDED', epoch, last, count, state}
+return {'APPENDED', found.epoch, last, count, state, found.check, check}

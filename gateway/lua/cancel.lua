@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- Marks a turn as to be ended, or remembers the wish for a turn that has not come yet.
 --
--- KEYS: turn, tombstone
--- ARGV: 1 how long to remember it (ms), 2 only if an abort is due by now ('due') or at once ('now')
+-- KEYS: turn, tombstone, meta
+-- ARGV: 1 how long to remember it (ms), 2 only if an abort is due by now ('due') or at once ('now'), 3 turn id
 --
 -- Returns {'CANCELLING', node}   {'ENDED', reason}   {'UNKNOWN'}   {'KEPT'}: no abort is due
 local turn, tombstone = KEYS[1], KEYS[2]
@@ -16,4 +16,5 @@ local state = known[1]
 if not is_running(state) then return {'ENDED', state} end
 if ARGV[2] == 'due' and (not known[3] or tonumber(known[3]) > now_ms()) then return {'KEPT'} end
 redis.call('HSET', turn, 'state', 'cancelling')
+ring(KEYS[3], 'c ' .. ARGV[3])
 return {'CANCELLING', known[2]}

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- A node says which turn it is about to produce, before `begin`: a hint for who ends its turns later.
 --
 -- KEYS: the node's set of "<turn id> <session>"

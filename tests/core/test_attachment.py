@@ -13,7 +13,7 @@ TURN = TurnId("t")
 
 def records(first: int, last: int) -> list[Record]:
     return [
-        Record(Cursor(E, offset, "aa"), TURN, Draft(RecordKind.CHUNK, b"%d" % offset))
+        Record(Cursor(E, offset, "aa", f"{offset:08x}"), TURN, Draft(RecordKind.CHUNK, b"%d" % offset))
         for offset in range(first, last + 1)
     ]
 
@@ -47,6 +47,21 @@ PLACES: list[tuple[str, Cursor | None, str, Place]] = [
 def test_an_attach_begins_where_it_can_or_says_why_not(after: Cursor | None, tag: str, found: Place) -> None:
     """Never a partial recovery: a client continues exactly, or starts from a complete state."""
     assert place(after, epoch=E, last=9, base=4, tag=tag) == found
+
+
+@pytest.mark.parametrize(
+    ("had", "there", "found"),
+    [
+        ("11111111", "11111111", Place(Cursor(E, 6, "aa", "11111111"))),
+        ("11111111", "22222222", Place(Cursor(E, 3), CHANGED)),
+        ("", "22222222", Place(Cursor(E, 6, "aa", "22222222"))),
+        ("11111111", "", Place(Cursor(E, 6, "aa", "11111111"))),
+        ("", "", Place(Cursor(E, 6, "aa"))),
+    ],
+)
+def test_a_place_in_another_history_is_a_resync(had: str, there: str, found: Place) -> None:
+    """The same offset of the same turn: only the check says that what stood before is another thing."""
+    assert place(Cursor(E, 6, "aa", had), epoch=E, last=9, base=4, tag="aa", check=there) == found
 
 
 @pytest.mark.parametrize(
@@ -104,8 +119,10 @@ def test_a_place_is_inside_the_journal_and_unasked_only_with_a_reason(
 def test_what_was_had_is_not_handed_out_again(had: int, first: int, last: int, taken: list[int]) -> None:
     """Live is registered before the backlog is read, so the two overlap."""
     attachment = Attachment(Cursor(E, had))
+    assert attachment.check == ""
     assert offsets(attachment.take(records(first, last))) == taken
     assert attachment.offset == max([had, *taken])
+    assert attachment.check == (f"{attachment.offset:08x}" if taken else "")
     assert attachment.epoch == E
 
 
@@ -114,7 +131,7 @@ def test_a_gap_is_an_error_and_takes_nothing() -> None:
     attachment = Attachment(Cursor(E, 2))
     with pytest.raises(GapError, match="unable to continue after 2; 4 came next"):
         attachment.take(records(4, 5))
-    assert attachment.offset == 2
+    assert (attachment.offset, attachment.check) == (2, "")
     assert offsets(attachment.take(records(3, 5))) == [3, 4, 5]
 
 

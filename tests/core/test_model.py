@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import re
 
 import pytest
@@ -20,6 +21,7 @@ from gateway.core.model import (
     TurnId,
     bad_request,
     client_id,
+    next_check,
     session_id,
     turn_id,
     turn_tag,
@@ -30,6 +32,7 @@ cursors = st.builds(
     epoch=st.text("0123456789abcdef", max_size=32),
     offset=st.integers(0, 10**15 - 1),
     tag=st.text("0123456789abcdef", max_size=6),
+    check=st.just("") | st.text("0123456789abcdef", min_size=8, max_size=8),
 )
 
 
@@ -38,6 +41,8 @@ cursors = st.builds(
     [
         (Cursor("", 0), ".0."),
         (Cursor("9f", 7, "abc123"), "9f.7.abc123"),
+        (Cursor("9f", 7, "abc123", "01234567"), "9f.7.abc123.01234567"),
+        (Cursor("9f", 7, "", "01234567"), "9f.7..01234567"),
         (Cursor("0" * 32, 10**15 - 1, "ffffff"), f"{'0' * 32}.999999999999999.ffffff"),
     ],
 )
@@ -83,6 +88,13 @@ def test_every_cursor_is_read_as_it_was_written(cursor: Cursor) -> None:
         "9F.7.abc123",
         "xyz.7.abc123",
         "9f.7.abc123.1",
+        "9f.7.abc123.",
+        "9f.7.abc123.0123456",
+        "9f.7.abc123.012345678",
+        "9f.7.abc123.0123456G",
+        "9f.7.abc123.ABCDEF01",
+        "9f.7.abc123.01234567.",
+        "9f.7.abc123.01234567\n",
         "9f.7.\0",
         "0" * 33 + ".7.abc123",
         "\ud800.7.abc123",
@@ -205,6 +217,22 @@ def test_a_tag_tells_turns_apart_and_fits_a_cursor() -> None:
     assert len(tags) == 100
     assert all(Cursor.parse(str(Cursor("e", 1, tag))).tag == tag for tag in tags)
     assert turn_tag(TurnId("a")) == turn_tag(TurnId("a")) == "ca9781"
+
+
+def test_a_check_stands_for_the_record_and_all_before_it() -> None:
+    """Two histories that differ anywhere differ in the check of every record from there on."""
+    first = next_check("", TurnId("t"), "c", b"x")
+    assert first == hashlib.sha1(b"t\0c\0x", usedforsecurity=False).hexdigest()[:8]
+    second = next_check(first, TurnId("t"), "c", b"x")
+    assert second == hashlib.sha1(first.encode() + b"t\0c\0x", usedforsecurity=False).hexdigest()[:8]
+    others = {
+        next_check("", TurnId("u"), "c", b"x"),
+        next_check("", TurnId("t"), "cp", b"x"),
+        next_check("", TurnId("t"), "c", b"y"),
+        next_check("", TurnId("t"), "c", b""),
+    }
+    assert len(others | {first, second}) == 6
+    assert Cursor.parse(str(Cursor("e", 1, "", first))).check == first
 
 
 def test_only_what_may_pass_is_retryable() -> None:
