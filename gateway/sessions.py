@@ -19,7 +19,6 @@ from gateway.core.model import (
     By,
     CancelResult,
     Cursor,
-    EndCode,
     EndReason,
     ErrorCode,
     NodeId,
@@ -27,13 +26,12 @@ from gateway.core.model import (
     RecordKind,
     Refusal,
     SessionId,
-    TurnError,
     TurnId,
     turn_tag,
 )
-from gateway.core.turn import End
+from gateway.endings import Endings
 from gateway.journal import NEWEST
-from gateway.outcomes import Appended, Cancelling, Ended, Look, TurnLook
+from gateway.outcomes import Cancelling, Ended, Look, TurnLook
 from gateway.sends import RETRY_AFTER_SECONDS, Accepted, SendRequest, Sends, store_refusal
 from gateway.store import StoreError, StoreUnavailable
 
@@ -45,6 +43,7 @@ if TYPE_CHECKING:
     from gateway.hub import Hub, Subscriber
     from gateway.journal import SessionJournal
     from gateway.lease import Lease
+    from gateway.repairs import Repairs
     from gateway.turns import RunningTurns
     from gateway.upstream import UpstreamClient
 
@@ -54,6 +53,13 @@ T = TypeVar("T")
 
 CANCEL_SECONDS = 5.0
 """How long a cancel waits for the turn's end before it is refused as retryable."""
+
+
+_CANCEL_RESULTS: dict[str, CancelResult] = {
+    EndReason.CANCELLED: CancelResult.CANCELLED,
+    EndReason.INTERRUPTED: CancelResult.INTERRUPTED,
+}
+"""What a cancel is told of a turn that ended on another node; of any other end, that it came first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,7 @@ class Sessions:
         journal: Where records are.
         hub: Who is attached.
         lease: Who is gone.
+        repairs: Where a journal that lost something is made whole.
         turns: What runs here.
         upstream: The backend.
     """
@@ -93,6 +100,7 @@ class Sessions:
         journal: SessionJournal,
         hub: Hub,
         lease: Lease,
+        repairs: Repairs,
         turns: RunningTurns,
         upstream: UpstreamClient,
     ) -> None:
@@ -100,8 +108,19 @@ class Sessions:
         self._journal = journal
         self._hub = hub
         self._lease = lease
+        self._repairs = repairs
         self._turns = turns
-        self._sends = Sends(config, journal=journal, hub=hub, lease=lease, turns=turns, upstream=upstream)
+        self._endings = Endings(journal, hub=hub, lease=lease, repairs=repairs)
+        self._sends = Sends(
+            config,
+            journal=journal,
+            repairs=repairs,
+            endings=self._endings,
+            hub=hub,
+            lease=lease,
+            turns=turns,
+            upstream=upstream,
+        )
 
     @property
     def draining(self) -> bool:
@@ -109,8 +128,9 @@ class Sessions:
         return self._sends.draining
 
     def drain(self) -> None:
-        """Refuse sends from now on."""
+        """Refuse sends from now on, and let the other nodes know."""
         self._sends.draining = True
+        self._lease.leaving = True
 
     # -- send
 
@@ -179,12 +199,15 @@ class Sessions:
         """
         session = subscriber.session
         look = await self._look(session, offset=after.offset if isinstance(after, Cursor) else NEWEST)
+        if isinstance(after, Cursor) and after.epoch == look.epoch and after.offset > look.last:
+            look = await self._look_again(session, after)
         where = _find(after, look)
         if where.resync is not None:
             telemetry.resyncs.labels(reason=where.resync).inc()
         elif resumes and _continues(after, look):
             telemetry.resumes.labels(carrier=subscriber.carrier).inc()
-        subscriber.place_at(where.cursor, last=look.last)
+        running = [turn.turn for turn in look.turns if turn.is_running]
+        subscriber.place_at(where.cursor, last=look.last, last_check=look.last_check, running=running)
         if look.epoch:
             self._journal.touch(session)
         if resumes:
@@ -259,6 +282,8 @@ class Sessions:
         """Where a session stands, after the turns of nodes that are gone were ended."""
         try:
             look = await self._journal.look(session, offset=offset)
+            if look.rewound:
+                look = await self._look_when_whole(session, offset)
             orphans = [
                 turn for turn in look.turns if turn.is_running and await self._lease.is_gone(turn.node)
             ]
@@ -267,6 +292,23 @@ class Sessions:
             return await self._journal.look(session, offset=offset) if orphans else look
         except (StoreUnavailable, StoreError) as error:
             raise store_refusal(error) from error
+
+    async def _look_when_whole(self, session: SessionId, offset: int) -> Look:
+        """Nobody is placed in a journal that has lost what this node has shown of it."""
+        self._repairs.suspect(session)
+        await self._repairs.settled(session)
+        look = await self._journal.look(session, offset=offset)
+        if look.rewound:
+            raise StoreUnavailable("unable to read the journal yet; what it lost is being written again")
+        return look
+
+    async def _look_again(self, session: SessionId, after: Cursor) -> Look:
+        """A client says that it has had more than there is: it may be on its way back into the journal."""
+        try:
+            await self._repairs.settled(session, until=after)
+        except (StoreUnavailable, StoreError) as error:
+            raise store_refusal(error) from error
+        return await self._look(session, offset=after.offset)
 
     # -- cancel and abort
 
@@ -303,28 +345,30 @@ class Sessions:
             self._turns.cancel(session, turn, by)
             raise store_refusal(error) from error
         match mark:
-            case Cancelling(node):
-                return await self._cancel_marked(session, turn, by, node)
+            case Cancelling():
+                return await self._cancel_marked(session, turn, by)
             case Ended():
                 return CancelResult.ALREADY_ENDED
             case _:
                 return CancelResult.UNKNOWN
 
-    async def _cancel_marked(self, session: SessionId, turn: TurnId, by: By, node: NodeId) -> CancelResult:
+    async def _cancel_marked(self, session: SessionId, turn: TurnId, by: By) -> CancelResult:
+        give_up_at = asyncio.get_running_loop().time() + CANCEL_SECONDS
         producer = self._turns.cancel(session, turn, by)
         if producer is not None:
             await asyncio.wait({producer.ended}, timeout=CANCEL_SECONDS)
             if producer.ended.done() and (reason := producer.ended.result()) is not None:
                 cancelled = reason is EndReason.CANCELLED
                 return CancelResult.CANCELLED if cancelled else CancelResult.ALREADY_ENDED
-        elif await self._lease.is_gone(node):
-            await self.seal(session, turn, node)
-            return CancelResult.INTERRUPTED
-        known = await self.turn(session, turn)
-        if known is not None and not known.is_running:
-            return CancelResult.ALREADY_ENDED
-        message = "unable to cancel yet; the turn's node has not ended it, ask again"
-        raise Refusal(ErrorCode.STORE_UNAVAILABLE, message, retry_after_seconds=RETRY_AFTER_SECONDS)
+        seconds = give_up_at - asyncio.get_running_loop().time()
+        try:
+            ended = await self._endings.wait(session, turn, seconds=seconds)
+        except (StoreUnavailable, StoreError) as error:
+            raise store_refusal(error) from error
+        if ended is None:
+            message = "unable to cancel yet; the turn's node has not ended it, ask again"
+            raise Refusal(ErrorCode.STORE_UNAVAILABLE, message, retry_after_seconds=RETRY_AFTER_SECONDS)
+        return _CANCEL_RESULTS.get(ended, CancelResult.ALREADY_ENDED)
 
     async def abort(self, session: SessionId, turn: TurnId, by: By) -> None:
         """An ambiguous abort: cancel after the grace, unless the session is resumed meanwhile."""
@@ -347,17 +391,12 @@ class Sessions:
 
     def _take_back_aborts(self, session: SessionId, turns: tuple[TurnLook, ...]) -> None:
         for turn in turns:
-            self._turns.take_back_abort(session, turn.turn)
+            if turn.is_running and turn.abort_pending:
+                self._turns.take_back_abort(session, turn.turn)
 
-    async def seal(self, session: SessionId, turn: TurnId, node: NodeId) -> None:
-        """End a turn whose node is gone, if it has not ended."""
-        error = TurnError(EndCode.NODE_LOST, "the gateway that read this answer is gone; send again")
-        end = wire.turn_end(End(EndReason.INTERRUPTED, error=error))
-        result = await self._journal.seal(session, turn, node=node, reason=EndReason.INTERRUPTED, end=end)
-        if isinstance(result, Appended):
-            log.info("turn.sealed", session=session, turn=turn, node=node)
-            telemetry.turns_ended.labels(reason=EndReason.INTERRUPTED).inc()
-            self._hub.publish(session, ())
+    async def seal(self, session: SessionId, turn: TurnId, node: NodeId) -> bool:
+        """End a turn whose node is gone, if it has not ended; see :meth:`gateway.endings.Endings.seal`."""
+        return await self._endings.seal(session, turn, node)
 
     async def _to_its_end(self, work: Coroutine[object, object, T], name: str, *, holds: bool = False) -> T:
         """Wait for something that goes on when whoever waits is gone."""
@@ -387,9 +426,11 @@ def _find(after: Cursor | wire.AttachFrom, look: Look) -> Place:
         unread = [turn.first for turn in look.turns if not (turn.is_running or turn.was_read)]
         first = min(running or unread, default=0)
         at_end = first < look.base
-        return Place(Cursor(look.epoch, look.last, look.tag) if at_end else Cursor(look.epoch, first - 1))
+        return Place(
+            Cursor(look.epoch, look.last, look.tag, look.check) if at_end else Cursor(look.epoch, first - 1)
+        )
     cursor = after if isinstance(after, Cursor) else None
-    return place(cursor, epoch=look.epoch, last=look.last, base=look.base, tag=look.tag)
+    return place(cursor, epoch=look.epoch, last=look.last, base=look.base, tag=look.tag, check=look.check)
 
 
 def _continues(after: Cursor | wire.AttachFrom, look: Look) -> bool:

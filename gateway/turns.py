@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+from weakref import WeakSet
 
 import structlog
 
+from gateway.aborts import Aborts
 from gateway.core.model import By, EndCode, SessionId, TurnError, TurnId
-from gateway.outcomes import Cancelling
+from gateway.kept import KeptTurns
 from gateway.producer import Budget, TurnProducer
 from gateway.store import StoreError, StoreUnavailable
 from gateway.upstream import UpstreamFailed
@@ -23,22 +25,17 @@ if TYPE_CHECKING:
 
     from gateway.answer import Assignment
     from gateway.config import Config
+    from gateway.doorbell import Doorbell
     from gateway.hub import Hub
     from gateway.journal import SessionJournal
     from gateway.lease import Lease
+    from gateway.repairs import Repairs
     from gateway.upstream import UpstreamClient
 
 log = structlog.get_logger(__name__)
 
 CLOSE_SECONDS = 5.0
 """How long the last ends may take to be journalled when the node stops."""
-
-RETRY_SECONDS = 1.0
-ABORT_MARGIN_SECONDS = 0.01
-"""The loop's timers may be a millisecond early, and the store's clock is the judge."""
-
-ABORT_LOOK_SECONDS = 0.25
-"""How often an abort is looked at that was not due when its grace was over here."""
 
 STOP_SECONDS = 10.0
 """How long the backend's own stop endpoint may take; nobody waits for it."""
@@ -52,27 +49,62 @@ class RunningTurns:
         journal: Where turns are written.
         hub: Who is shown them.
         lease: Who is told which turns are ours.
+        doorbell: Rings when somebody wants something of them.
+        repairs: Told when the journal lost what others wrote.
         upstream: The backend.
     """
 
     def __init__(
-        self, config: Config, *, journal: SessionJournal, hub: Hub, lease: Lease, upstream: UpstreamClient
+        self,
+        config: Config,
+        *,
+        journal: SessionJournal,
+        hub: Hub,
+        lease: Lease,
+        doorbell: Doorbell,
+        repairs: Repairs,
+        upstream: UpstreamClient,
     ) -> None:
         self.budget = Budget(config.max_buffer_bytes)
         self._config = config
         self._journal = journal
         self._hub = hub
         self._lease = lease
+        self._doorbell = doorbell
+        self._repairs = repairs
         self._upstream = upstream
         self._producers: dict[tuple[SessionId, TurnId], TurnProducer] = {}
-        self._pending_aborts: dict[tuple[SessionId, TurnId], asyncio.Event] = {}
+        """Of the turns that run."""
+        self._kept = KeptTurns(self.budget)
+        self._rung_early: set[tuple[SessionId, TurnId]] = set()
+        self._cancelled: WeakSet[TurnProducer] = WeakSet()
+        self._aborts = Aborts(
+            journal,
+            grace_seconds=config.abort_grace_seconds,
+            get=self.get,
+            cancel=self.cancel,
+            spawn=self.spawn,
+        )
+        self._pending_aborts = self._aborts.pending
         self._tasks: set[asyncio.Task[None]] = set()
-        self._holding: set[asyncio.Task[None]] = set()
-        """Turns, and sends that may become one: the node does not stop before they end."""
+        self._holding: set[asyncio.Future[Any]] = set()
+        """The ends of turns, and of sends that may become one: the node does not stop before them."""
+        self._may_keep = True
 
     def get(self, session: SessionId, turn: TurnId) -> TurnProducer | None:
         """The producer of a turn, while it runs here."""
-        return self._producers.get((session, turn))
+        producer = self._producers.get((session, turn))
+        return None if producer is None or producer.ended.done() else producer
+
+    def known(self, session: SessionId, turn: TurnId) -> TurnProducer | None:
+        """The producer of a turn that runs here, or ended a moment ago: the store may have lost it since."""
+        return self._producers.get((session, turn)) or self._kept.get(session, turn)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether running turns take as much memory as they may. What is kept of ended ones gives way."""
+        self._kept.make_room()
+        return self.budget.used - self._kept.held_bytes >= self.budget.limit
 
     def start(self, assignment: Assignment) -> TurnProducer:
         """Produce a turn that was just begun."""
@@ -82,33 +114,90 @@ class RunningTurns:
             config=self._config,
             budget=self.budget,
             publish=self._hub.publish,
-            lost=self._hub.lose,
+            suspect=self._repairs.suspect,
         )
-        self._producers[assignment.session, assignment.turn] = producer
+        key = assignment.session, assignment.turn
+        self._producers[key] = producer
+        producer.ended.add_done_callback(lambda _: self._ended(producer))
+        producer.ended.add_done_callback(self._holding.discard)
         log.info("turn.started", session=assignment.session, turn=assignment.turn)
-        self.spawn(self._run(producer), f"turn-{assignment.turn}", holds=True)
+        self._holding.add(producer.ended)
+        self.spawn(self._run(producer), f"turn-{assignment.turn}")
+        if key in self._rung_early:
+            self._rung_early.discard(key)
+            self.rung(*key)
         return producer
 
     async def _run(self, producer: TurnProducer) -> None:
-        key = (producer.assignment.session, producer.assignment.turn)
+        session, turn = producer.assignment.session, producer.assignment.turn
+        self._doorbell.watch(session)
         try:
             await producer.run()
         finally:
-            del self._producers[key]
-        self._lease.release(*key)
+            self._doorbell.unwatch(session)
+            if self._producers.get((session, turn)) is producer:
+                del self._producers[session, turn]
+            self._kept.remove(producer)
+
+    def _ended(self, producer: TurnProducer) -> None:
+        session, turn = producer.assignment.session, producer.assignment.turn
+        if producer.ended.result() is None:
+            self._lease.abandon(session, turn)
+        else:
+            self._lease.release(session, turn)
+        if self._producers.get((session, turn)) is not producer:
+            return  # there was nothing to keep
+        del self._producers[session, turn]
+        self._kept.add(producer)
+        if not self._may_keep:
+            producer.release()
+
+    # -- what the store may know of them
+
+    def verify(self, session: SessionId | None = None) -> None:
+        """Have the producers, of a session or of all, look at the journal: it may have lost something."""
+        for producer in self._all():
+            if session in {None, producer.assignment.session}:
+                producer.verify()
+
+    def beat(self) -> None:
+        """Have those look at the journal that have had nothing to write for a while: at a cancel, a seal."""
+        self._rung_early.clear()
+        for producer in self._all():
+            if producer.was_quiet():
+                producer.verify()
+        self._kept.make_room()
+
+    def rung(self, session: SessionId, turn: TurnId) -> None:
+        """Somebody changed a turn: cancelled it, say. Its producer looks at once."""
+        producer = self.get(session, turn)
+        if producer is not None:
+            producer.verify()
+            self._aborts.look(session, turn)
+        elif self._lease.has_claimed(session, turn):
+            self._rung_early.add((session, turn))
+
+    def _all(self) -> list[TurnProducer]:
+        return [*self._producers.values(), *self._kept]
 
     # -- cancel and abort
 
     def cancel(self, session: SessionId, turn: TurnId, by: By) -> TurnProducer | None:
         """Close a turn's upstream and end it, if it runs here; its ``ended`` tells when that is done."""
         producer = self.get(session, turn)
-        if producer is not None and not producer.ended.done():
-            log.info("turn.cancelled", session=session, turn=turn, client=by.client)
+        if producer is not None:
             producer.cancel(by)
-            if self._config.upstream_stop is not None:
-                headers = producer.assignment.call.headers
-                self.spawn(self._stop_upstream(self._config.upstream_stop, session, headers), f"stop-{turn}")
+            if producer not in self._cancelled:
+                self._cancelled.add(producer)
+                self._tell_cancelled(producer, by)
         return producer
+
+    def _tell_cancelled(self, producer: TurnProducer, by: By) -> None:
+        session, turn = producer.assignment.session, producer.assignment.turn
+        log.info("turn.cancelled", session=session, turn=turn, client=by.client)
+        if self._config.upstream_stop is not None:
+            headers = producer.assignment.call.headers
+            self.spawn(self._stop_upstream(self._config.upstream_stop, session, headers), f"stop-{turn}")
 
     async def _stop_upstream(self, request: str, session: SessionId, headers: CIMultiDict[str]) -> None:
         """GATEWAY_UPSTREAM_STOP, with the credentials of the send, for backends that must be told."""
@@ -126,48 +215,12 @@ class RunningTurns:
         response.close()
 
     def abort_after_grace(self, session: SessionId, turn: TurnId, by: By) -> None:
-        """Cancel a turn after GATEWAY_ABORT_GRACE, unless :meth:`take_back_abort` comes first."""
-        key = (session, turn)
-        if key not in self._pending_aborts:
-            taken_back = self._pending_aborts[key] = asyncio.Event()
-            self.spawn(self._abort_later(session, turn, by, taken_back), f"abort-later-{turn}")
-
-    async def _abort_later(self, session: SessionId, turn: TurnId, by: By, taken_back: asyncio.Event) -> None:
-        """The deadline stands in the turn's hash; this wakes up to look at it."""
-        key = (session, turn)
-        seconds = self._config.abort_grace_seconds + ABORT_MARGIN_SECONDS
-        try:
-            while key in self._producers:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(seconds):
-                        await taken_back.wait()
-                if taken_back.is_set():
-                    return
-                # Too early by the store's clock, put off by a second abort, taken back elsewhere: look again.
-                seconds = min(self._config.abort_grace_seconds, ABORT_LOOK_SECONDS)
-                try:
-                    # Once it is asked for, its answer counts: the turn may be marked.
-                    mark = await self._journal.cancel(session, turn, user=by.user, only_due=True)
-                except (StoreUnavailable, StoreError):
-                    seconds = RETRY_SECONDS
-                    continue
-                if isinstance(mark, Cancelling):
-                    self.cancel(session, turn, by)
-                    return
-        finally:
-            if self._pending_aborts.get(key) is taken_back:
-                del self._pending_aborts[key]
+        """Cancel a turn after GATEWAY_ABORT_GRACE, if it runs here, unless the abort is taken back."""
+        self._aborts.wait(session, turn, by)
 
     def take_back_abort(self, session: SessionId, turn: TurnId) -> None:
-        """The session was resumed: the abort was no Stop."""
-        taken_back = self._pending_aborts.pop((session, turn), None)
-        if taken_back is not None:
-            taken_back.set()
-            self.spawn(self._forget_abort(session, turn), f"keep-{turn}")
-
-    async def _forget_abort(self, session: SessionId, turn: TurnId) -> None:
-        with contextlib.suppress(StoreUnavailable, StoreError):  # no timer of ours is left to act on it
-            await self._journal.abort(session, turn, seconds=None)
+        """The session was resumed: the abort was no Stop, wherever the turn runs."""
+        self._aborts.take_back(session, turn)
 
     # -- the end
 
@@ -195,6 +248,8 @@ class RunningTurns:
             hurried.cancel()
         message = "the gateway was stopped before the answer was whole; send again"
         give_up_at = time.monotonic() + CLOSE_SECONDS
+        self._may_keep = False
+        self._kept.release()
         while self._holding and time.monotonic() < give_up_at:
             for producer in list(self._producers.values()):
                 producer.interrupt(TurnError(EndCode.NODE_LOST, message))
@@ -207,7 +262,7 @@ class RunningTurns:
     async def close(self) -> None:
         """End every task; after :meth:`drain`."""
         is_whole = not self._holding
-        for task in self._tasks:
+        for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if is_whole:
