@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import resource
 import secrets
 import signal
 from contextlib import AsyncExitStack
@@ -15,26 +15,30 @@ from aiohttp import web
 from aiohttp.http import SERVER_SOFTWARE
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from gateway import journal, lease, telemetry
+from gateway import doorbell, journal, lease, telemetry
 from gateway.config import AuthMode, Config
-from gateway.core.model import GatewayError, NodeId
+from gateway.core.model import NodeId
+from gateway.doorbell import Doorbell
+from gateway.edge.admission import OpenConnections
 from gateway.edge.chat import ChatWire
 from gateway.edge.chatpaths import ChatEndpoint, ChatPaths
 from gateway.edge.clientmodule import ClientModule
 from gateway.edge.commandpost import CommandPost
 from gateway.edge.commands import Commands
+from gateway.edge.departure import Departure
 from gateway.edge.endpoints import PREFIX, Endpoints, not_found
 from gateway.edge.fallback import Fallback
+from gateway.edge.listener import Listener, ListenError
 from gateway.edge.origin import OriginPolicy, cors_signal, origin_middleware
 from gateway.edge.proxy import Proxy, remove_added_headers
 from gateway.edge.requests import BodyReader
 from gateway.edge.sdksocket import SdkWire
 from gateway.edge.socket import SessionWire
-from gateway.edge.socketloop import OpenSockets
 from gateway.embedded import EmbeddedValkey
 from gateway.hub import Hub
 from gateway.journal import SessionJournal
 from gateway.lease import Lease
+from gateway.repairs import Repairs
 from gateway.sessions import Sessions
 from gateway.store import Store, StoreError, StoreUnavailable
 from gateway.turns import RunningTurns
@@ -43,27 +47,15 @@ from gateway.upstream import UpstreamClient, make_client_session
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from gateway.config import ListenAddress
+    from gateway.core.model import SessionId
+
+__all__ = ["ListenError", "Node", "serve"]
 
 log = structlog.get_logger(__name__)
 
-BACKLOG = 2048
-"""Connections that may wait to be accepted; aiohttp's 128 is too few when a node's clients come at once."""
-
-KEEPALIVE_SECONDS = 15.0
-"""Also ends a connection whose request head does not come; aiohttp's default is an hour."""
-
-MAX_HEADER_BYTES = 32 * 1024
-"""One header or the request line; nginx allows 4 of 8 KiB, and cookies outgrow aiohttp's 8,190."""
-
-SHUTDOWN_SECONDS = 5.0
 READY_SECONDS = 2.0
 END_SECONDS = 5.0
 """How long a task may take to end when it is told to; Python 3.11 loses some cancellations."""
-
-
-class ListenError(GatewayError):
-    """An address cannot be listened on."""
 
 
 class Node:
@@ -99,10 +91,11 @@ class Node:
     async def _open(self, stack: AsyncExitStack) -> None:
         config = self.config
         self._store = await stack.enter_async_context(
-            Store(await self._store_url(stack), (*journal.SCRIPTS, *lease.SCRIPTS))
+            Store(await self._store_url(stack), (*journal.SCRIPTS, *lease.SCRIPTS, *doorbell.SCRIPTS))
         )
         session_journal = SessionJournal(
             self._store,
+            node=self.id,
             prefix=config.key_prefix,
             ttl_seconds=config.session_ttl_seconds,
             window_seconds=config.resume_window_seconds,
@@ -111,24 +104,57 @@ class Node:
             self._store, node=self.id, prefix=config.key_prefix, lease_seconds=config.lease_seconds
         )
         client = await stack.enter_async_context(make_client_session())
-        hub = Hub(session_journal, max_lag_bytes=config.max_lag_bytes)
+        bell = Doorbell(self._store, prefix=config.key_prefix, node=self.id)
+        repairs = Repairs(session_journal, wait_seconds=config.lease_seconds / 2)
+        stack.push_async_callback(repairs.close)
+        hub = Hub(
+            session_journal,
+            doorbell=bell,
+            repairs=repairs,
+            max_lag_bytes=config.max_lag_bytes,
+            poll_seconds=config.poll_seconds,
+        )
         stack.push_async_callback(hub.close)
         upstream = UpstreamClient(config, client)
-        self._turns = RunningTurns(
-            config, journal=session_journal, hub=hub, lease=self._lease, upstream=upstream
+        turns = self._turns = RunningTurns(
+            config,
+            journal=session_journal,
+            hub=hub,
+            lease=self._lease,
+            doorbell=bell,
+            repairs=repairs,
+            upstream=upstream,
         )
         stack.push_async_callback(self._turns.close)
         self._sessions = Sessions(
-            config, journal=session_journal, hub=hub, lease=self._lease, turns=self._turns, upstream=upstream
+            config,
+            journal=session_journal,
+            hub=hub,
+            lease=self._lease,
+            repairs=repairs,
+            turns=self._turns,
+            upstream=upstream,
         )
+
+        def missed(session: SessionId) -> None:
+            hub.missed(session)
+            turns.verify(session)
+
+        bell.on_records, bell.on_turn, bell.on_missed = hub.rung, turns.rung, missed
+        repairs.verify, repairs.renewed = turns.verify, hub.missed
+        self._store.on_reconnect += [turns.verify, hub.missed_all]
         await self._lease.check()
-        self._keep(stack, self._lease.run(self._sessions.seal), "lease")
-        self.admin_address = await _listen(
-            stack, self._admin_app(), config.admin_address, "GATEWAY_ADMIN_LISTEN"
-        )
-        self.address = await _listen(
-            stack, self._client_app(Proxy(config, client)), config.listen_address, "GATEWAY_LISTEN"
-        )
+        self._keep(stack, self._lease.run(self._sessions.seal, turns.beat), "lease")
+        self._keep(stack, bell.run(), "doorbell")
+        self._keep(stack, hub.run(), "hub")
+        operators = Listener(self._admin_app())
+        stack.push_async_callback(operators.close)
+        self.admin_address = await operators.open(config.admin_address, "GATEWAY_ADMIN_LISTEN")
+        connections = OpenConnections(config.max_connections)
+        clients = Listener(self._client_app(Proxy(config, client), connections))
+        stack.push_async_callback(clients.close)
+        self.address = await clients.open(config.listen_address, "GATEWAY_LISTEN")
+        self._departure = Departure(config, connections, clients)
         log.info("node.started", node=self.id, listen=self.address, admin=self.admin_address)
         if config.auth is AuthMode.NONE:
             log.warning(
@@ -137,9 +163,18 @@ class Node:
             )
 
     async def stop(self) -> None:
-        """Take no more sends, let the turns end (GATEWAY_DRAIN), close every socket, leave."""
-        self._sessions.drain()
-        await self._turns.drain(self._hurry)
+        """Take no more sends, let the turns end (GATEWAY_DRAIN), close every socket, leave.
+
+        Clients are sent to the other nodes meanwhile, if there are any; else nobody but this one serves them.
+        """
+        if not self._sessions.draining:
+            self._sessions.drain()
+            leaving = None
+            if self._lease.others_live:
+                leaving = asyncio.create_task(self._departure.run(self._hurry), name="departure")
+            await self._turns.drain(self._hurry)
+            if leaving is not None:
+                await leaving
         await self._stack.aclose()
         log.info("node.stopped", node=self.id)
 
@@ -166,18 +201,17 @@ class Node:
 
     # -- what listens
 
-    def _client_app(self, proxy: Proxy) -> web.Application:
+    def _client_app(self, proxy: Proxy, connections: OpenConnections) -> web.Application:
         config = self.config
         paths = ChatPaths(config.chat_paths)
         bodies = BodyReader(config)
-        chat = ChatWire(config, sessions=self._sessions, proxy=proxy, bodies=bodies)
-        sockets = OpenSockets()
-        sdk = SdkWire(config, sessions=self._sessions, sockets=sockets)
+        chat = ChatWire(config, sessions=self._sessions, proxy=proxy, bodies=bodies, connections=connections)
+        sdk = SdkWire(config, sessions=self._sessions, connections=connections)
         commands = Commands(config, sessions=self._sessions, paths=paths)
         session = SessionWire(
-            config, sessions=self._sessions, commands=commands, node=self.id, sockets=sockets
+            config, sessions=self._sessions, commands=commands, node=self.id, connections=connections
         )
-        fallback = Fallback(config, self._sessions)
+        fallback = Fallback(config, self._sessions, connections)
         endpoints = Endpoints(
             socket=session,
             fallback=fallback,
@@ -203,9 +237,8 @@ class Node:
                 return not_found()
             return await proxy.handle(request)
 
-        async def close_sockets(_: web.Application) -> None:
-            fallback.close()
-            await asyncio.gather(sockets.close(), proxy.close())
+        async def close_connections(_: web.Application) -> None:
+            await asyncio.gather(connections.close(), proxy.close())
 
         policy = OriginPolicy(config)
         refused = telemetry.refused_origins
@@ -217,7 +250,7 @@ class Node:
         app.on_response_prepare.append(remove_added_headers)
         app.on_response_prepare.append(_hide_server)
         app.on_response_prepare.append(cors_signal(policy, is_ours))
-        app.on_shutdown.append(close_sockets)
+        app.on_shutdown.append(close_connections)
         return app
 
     def _admin_app(self) -> web.Application:
@@ -277,30 +310,6 @@ async def _end(task: asyncio.Task[None]) -> None:
     await asyncio.wait({task}, timeout=END_SECONDS)
 
 
-async def _listen(stack: AsyncExitStack, app: web.Application, address: ListenAddress, setting: str) -> str:
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        handler_cancellation=True,
-        keepalive_timeout=KEEPALIVE_SECONDS,
-        auto_decompress=False,
-        max_field_size=MAX_HEADER_BYTES,
-        max_line_size=MAX_HEADER_BYTES,
-        shutdown_timeout=SHUTDOWN_SECONDS,
-    )
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    try:
-        await web.TCPSite(runner, address.host, address.port, backlog=BACKLOG).start()
-    except OSError as error:
-        why = os.strerror(error.errno).lower() if error.errno else str(error)
-        raise ListenError(
-            f"unable to listen on {address}; {why}; set {setting} to another address"
-        ) from error
-    host, port, *_ = runner.addresses[0]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 async def serve(config: Config, started: Callable[[str], None] = lambda _: None) -> str | None:
     """Run a node until SIGTERM or SIGINT; a second signal ends its drain.
 
@@ -313,6 +322,7 @@ async def serve(config: Config, started: Callable[[str], None] = lambda _: None)
     """
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
+    _make_room(config)
     node = Node(config)
 
     def stop() -> None:
@@ -331,3 +341,22 @@ async def serve(config: Config, started: Callable[[str], None] = lambda _: None)
             node.hurry()
             return node.failed.result()
     return None
+
+
+def _make_room(config: Config) -> None:
+    """As many descriptors as this process may have; a soft limit of 1024 is for who uses ``select``."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (ValueError, OSError) as error:  # macOS knows no unlimited one
+            log.info("descriptors.not-raised", limit=soft, error=str(error))
+    wanted = 2 * config.max_connections  # each may have one to the backend
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        log.warning(
+            "descriptors.too-few",
+            limit=soft,
+            wanted=wanted,
+            hint="raise the hard limit (ulimit -Hn, LimitNOFILE=), or lower GATEWAY_MAX_CONNECTIONS",
+        )

@@ -13,7 +13,6 @@ import pytest
 import redis.asyncio as redis
 from aiohttp import WSMsgType, web
 
-from gateway import store
 from gateway.app import Node
 from gateway.client import (
     ClosedError,
@@ -30,6 +29,7 @@ from gateway.client import (
     Turn,
     TurnEndedError,
 )
+from gateway.store import lane
 from tests.support.backend import SSE_HEADERS, Exchange, ScriptedBackend, answers, never_ends, until_released
 from tests.support.client import WAIT_SECONDS, SessionClient, send_body
 from tests.support.link import Link
@@ -128,10 +128,15 @@ class Peer:
     async def say(self, *lines: dict[str, Any]) -> None:
         await self.socket.send_str("\n".join(json.dumps(line) for line in lines))
 
-    async def hear(self, kind: str) -> dict[str, Any]:
-        """The next command, which is to be of this type."""
+    async def hear_any(self) -> dict[str, Any]:
+        """The next command."""
         command: dict[str, Any] = await self.socket.receive_json(timeout=WAIT_SECONDS)
         self.told.append(command)
+        return command
+
+    async def hear(self, kind: str) -> dict[str, Any]:
+        """The next command, which is to be of this type."""
+        command = await self.hear_any()
         assert command["type"] == kind
         return command
 
@@ -382,7 +387,7 @@ async def test_a_send_whose_reply_was_lost_is_sent_again_and_carried_out_once(
     make_config: MakeConfig, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody knows whether it was accepted: the turn's id makes that not matter."""
-    monkeypatch.setattr(store, "OPERATION_TIMEOUT_SECONDS", 60.0)
+    monkeypatch.setattr(lane, "OPERATION_TIMEOUT_SECONDS", 60.0)
     async with (
         Link(valkey_url, tmp_path) as link,
         ScriptedBackend(answers) as backend,
@@ -934,7 +939,7 @@ async def test_a_refusal_for_now_is_asked_again_and_others_are_not() -> None:
 
     async def script(peer: Peer) -> None:
         await peer.hello()
-        for code in ("store-unavailable", "draining", "rate-limited", "bad-request"):
+        for code in ("store-unavailable", "rate-limited", "bad-request"):
             command = await peer.hear("attach")
             refusal = {"code": code, "message": "unable to attach", "retryable": code != "bad-request"}
             await peer.say({"type": "error", "id": command["id"], **refusal, "retryAfter": 0.01})
@@ -945,7 +950,7 @@ async def test_a_refusal_for_now_is_asked_again_and_others_are_not() -> None:
             async with gateway.attach("s"):
                 pass
         assert (refused.value.code, refused.value.retry_after_seconds) == ("bad-request", 0.01)
-        assert len(peer_gateway.peers[0].told) == 4
+        assert len(peer_gateway.peers[0].told) == 3
 
 
 async def test_what_is_refused_for_too_long_is_given_up() -> None:
@@ -990,6 +995,89 @@ async def test_a_node_that_goes_away_is_left_when_it_says_and_nothing_is_lost() 
         assert [record.offset for record in await take(records, 3)] == [1, 2, 3]
         assert peer_gateway.peers[0].socket.close_code == 1000
         assert peer_gateway.peers[1].told[0]["after"] == "e.2."
+
+
+async def test_what_a_stopping_node_refuses_is_given_to_another_at_once() -> None:
+    """Its turns have minutes to end, and nobody waits that long for a question to be taken."""
+
+    async def script(peer: Peer) -> None:
+        await peer.hello()
+        if peer.number == 0:
+            await peer.attached()
+            command = await peer.hear("send")
+            told = {"id": command["id"], "code": "draining", "message": "unable to send", "retryable": True}
+            await peer.say({"type": "goaway", "after": 600_000}, {"type": "error", **told, "retryAfter": 600})
+        else:
+            place = {"session": "s", "cursor": "e.0.", "offset": 0, "last": 0, "turns": []}
+            for _ in range(2):  # in whichever order
+                command = await peer.hear_any()
+                reply = "accepted" if command["type"] == "send" else "attached"
+                await peer.say({"type": reply, "id": command["id"], "turn": "t", **place})
+        await peer.closed()
+
+    async with (
+        ScriptedGateway(script) as peer_gateway,
+        client_of(peer_gateway.address, timing=Timing()) as gateway,
+        gateway.attach("s") as records,
+    ):
+        reading = asyncio.create_task(take(records, 1))
+        async with asyncio.timeout(WAIT_SECONDS):
+            turn = await gateway.send("s", {"messages": []}, turn="t")
+        assert (turn.id, turn.cursor) == ("t", "e.0.")
+        first, second = peer_gateway.peers
+        assert first.socket.close_code == 1000
+        told = {command["type"]: command for command in second.told}
+        assert told["attach"]["after"] == "e.0."
+        assert told["send"]["turn"] == "t"
+        reading.cancel()
+
+
+async def test_where_there_is_no_other_node_the_connection_is_kept() -> None:
+    """A node that is alone stops as well; it serves its readers meanwhile, and must not be hammered."""
+    refusals = 6
+
+    async def script(peer: Peer) -> None:
+        await peer.hello()
+        while True:
+            command = await peer.hear("send")
+            await peer.hear("detach")
+            if sum(len(each.told) for each in peer_gateway.peers) > 2 * refusals:
+                accepted = {"session": "s", "turn": command["turn"], "cursor": "e.0."}
+                await peer.say({"type": "accepted", "id": command["id"], **accepted})
+                break
+            told = {"code": "draining", "message": "unable to send", "retryable": True, "retryAfter": 0.01}
+            await peer.say({"type": "error", "id": command["id"], **told})
+            if peer.number == 0:
+                break
+        await peer.closed()
+
+    timing = Timing(backoff_base_seconds=0.01, backoff_max_seconds=60.0)
+    async with (
+        ScriptedGateway(script) as peer_gateway,
+        client_of(peer_gateway.address, timing=timing) as gateway,
+        asyncio.timeout(WAIT_SECONDS),
+    ):
+        assert (await gateway.send("s", {})).cursor == "e.0."
+        sends = [[each["type"] for each in peer.told].count("send") for peer in peer_gateway.peers]
+        assert sends == [1, refusals]
+
+
+async def test_a_gateway_that_says_nothing_but_goaway_is_not_hammered() -> None:
+    """It asks for the next attempt itself, and would be asked for ever."""
+
+    async def script(peer: Peer) -> None:
+        await peer.hello()
+        await peer.say({"type": "goaway", "after": 0})
+        await peer.closed()
+
+    timing = Timing(backoff_base_seconds=36e3, backoff_max_seconds=36e3, give_up_seconds=0.5)
+    async with (
+        ScriptedGateway(script) as peer_gateway,
+        client_of(peer_gateway.address, timing=timing) as gateway,
+    ):
+        with pytest.raises(GaveUpError):
+            await gateway.send("s", {})
+        assert len(peer_gateway.peers) == 2
 
 
 # -- its own life

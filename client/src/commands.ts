@@ -14,6 +14,7 @@ import {
   type Refused,
   type SendCommand,
 } from './protocol.js'
+import type { Timing } from './timing.js'
 
 /** Refusals that pass by themselves; what else is retryable, is so for a person. */
 const PASSING = new Set(['store-unavailable', 'draining', 'rate-limited'])
@@ -26,17 +27,22 @@ interface Waiting {
   /** Given on this connection, and not answered. */
   isGiven: boolean
   retry: ReturnType<typeof setTimeout> | undefined
+  /** The refusal is of this node alone: another one is asked at once. */
+  isElsewhere?: boolean
 }
 
 export class Commands {
   readonly #waiting = new Map<string, Waiting>()
   readonly #give: (command: SendCommand | CancelCommand) => boolean
-  readonly #retryMs: number
+  readonly #timing: Pick<Timing, 'giveUpMs' | 'retryMs'>
 
   /** @param give - Hands a command to the carrier; false: there is none now. */
-  constructor(give: (command: SendCommand | CancelCommand) => boolean, retryMs: number) {
+  constructor(
+    give: (command: SendCommand | CancelCommand) => boolean,
+    timing: Pick<Timing, 'giveUpMs' | 'retryMs'>,
+  ) {
     this.#give = give
-    this.#retryMs = retryMs
+    this.#timing = timing
   }
 
   get isEmpty(): boolean {
@@ -71,7 +77,12 @@ export class Commands {
 
   /** The carrier is gone, and with it the replies. */
   disconnected(): void {
-    for (const waiting of this.#waiting.values()) waiting.isGiven = false
+    for (const waiting of this.#waiting.values()) {
+      waiting.isGiven = false
+      if (!waiting.isElsewhere) continue
+      clearTimeout(waiting.retry)
+      waiting.retry = undefined
+    }
   }
 
   /** A reply came; perhaps to something else. */
@@ -143,7 +154,10 @@ export class Commands {
   #refused(waiting: Waiting, refused: Refused): void {
     // Jittered, since what one client is refused, all are.
     const wait = (refused.retryAfter ?? 1) * 1_000 * (0.5 + Math.random() / 2)
-    const isTimeLeft = performance.now() + wait - waiting.askedAt < this.#retryMs
+    // A node that stops refuses until its last turn has ended, and is another one then.
+    waiting.isElsewhere = refused.code === 'draining'
+    const patience = this.#timing[waiting.isElsewhere ? 'giveUpMs' : 'retryMs']
+    const isTimeLeft = performance.now() + wait - waiting.askedAt < patience
     if (PASSING.has(refused.code) && refused.retryable && isTimeLeft) {
       waiting.isGiven = false
       waiting.retry = setTimeout(() => {

@@ -13,6 +13,7 @@
  * Rule 3: only closes grow the backoff; news of the network (`wake`) ends a wait and never adds one.
  */
 import { type CarrierName, FIRST_FINAL_CLOSE_CODE, LAST_CLOSE_CODE } from './protocol.js'
+import type { Timing } from './timing.js'
 
 /** Closes before any sign of the gateway after which a carrier is given up. */
 const REFUSALS = 2
@@ -30,15 +31,16 @@ export interface ConnectionState {
   /** When to try again, in `waiting`. */
   readonly until: number
   /** Why it is `closed`. */
-  readonly reason?: string
+  readonly reason?: string | undefined
   readonly code?: number
 }
 
 /** How a carrier ended. */
 export interface Closing {
-  /** A WebSocket close code; 0: none. */
-  readonly code: number
-  readonly reason: string
+  /** A WebSocket close code; none is 0. */
+  readonly code?: number
+  /** Told when it is closed for good. */
+  readonly reason?: string
   /** Nothing came until its deadline: something on the way swallows it. */
   readonly timedOut?: boolean
   /** The gateway asked to come back after so many milliseconds. */
@@ -47,11 +49,7 @@ export interface Closing {
   readonly final?: boolean
 }
 
-export interface Backoff {
-  /** The longest first wait, in ms; doubled by each failure. */
-  readonly baseMs: number
-  readonly maxMs: number
-}
+export type Backoff = Pick<Timing, 'backoffBaseMs' | 'backoffMaxMs'>
 
 /** @param preferred - The carrier that is known to work here, or the best one. */
 export function initialState(preferred: CarrierName): ConnectionState {
@@ -95,12 +93,12 @@ export function closed(
   jitter: number,
 ): ConnectionState {
   if (state.phase !== 'opening' && state.phase !== 'open') return state
-  const { code, reason } = closing
+  const { code = 0, reason } = closing
   if (closing.final || (code >= FIRST_FINAL_CLOSE_CODE && code <= LAST_CLOSE_CODE)) {
     return { ...state, phase: 'closed', code, reason }
   }
   if (closing.after !== undefined) return { ...state, phase: 'waiting', until: now + closing.after }
-  const longest = Math.min(backoff.maxMs, backoff.baseMs * 2 ** state.failures)
+  const longest = Math.min(backoff.backoffMaxMs, backoff.backoffBaseMs * 2 ** state.failures)
   // Full jitter: a thousand devices that lost the same node do not come back in the same moment.
   const waiting = { phase: 'waiting', until: now + jitter * longest, failures: state.failures + 1 } as const
   if (state.phase === 'open') return { ...state, ...waiting, refusals: 0 }

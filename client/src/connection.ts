@@ -78,7 +78,7 @@ export class GatewayConnection {
   constructor(options: GatewayConnectionOptions = {}) {
     this.#client = options.client
     this.timing = { ...DEFAULT_TIMING, ...options.timing }
-    this.#commands = new Commands((command) => this.#give(command), this.timing.retryMs)
+    this.#commands = new Commands((command) => this.#give(command), this.timing)
     this.#connector = new Connector(
       options.carriers?.length ? options.carriers : ALL_CARRIERS,
       () => endpointOf(options, this.client, this.timing),

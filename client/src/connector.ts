@@ -53,6 +53,7 @@ export class Connector {
   readonly #worked = new Set<CarrierName>()
   #reprobes = 0
   #downSince = 0
+  #stayUntil = 0
   #attempt: ReturnType<typeof setTimeout> | undefined
   #reprobe: ReturnType<typeof setTimeout> | undefined
   #leaving: ReturnType<typeof setTimeout> | undefined
@@ -134,9 +135,9 @@ export class Connector {
   #open(name: CarrierName): void {
     try {
       this.#carrier = this.#make(name)
-    } catch (error) {
+    } catch {
       // No such thing here, or a URL that it cannot take: the next one may.
-      queueMicrotask(() => this.#closed({ code: 0, reason: String(error), timedOut: true }))
+      queueMicrotask(() => this.#closed({ timedOut: true }))
     }
   }
 
@@ -176,20 +177,27 @@ export class Connector {
     // docs/protocol.md: a greeting alone proves nothing, so who is closed after each backs off as well.
     const isGreeting = said.type === 'hello' || said.type === 'heartbeat'
     if (this.#state.failures && !isGreeting) this.#state = { ...this.#state, failures: 0 }
-    if (said.type !== 'goaway') return this.#events.said(said, size)
     // Until then the stopping node serves as before.
+    if (said.type === 'goaway') return this.#leaveIn(said.after)
+    const now = performance.now()
+    if (said.type === 'error' && said.code === 'draining' && now >= this.#stayUntil) {
+      // Another node takes what this one refuses. Where there is none, one is looked for only now and then.
+      this.#stayUntil = now + (this.#endpoint as Endpoint).timing.backoffMaxMs
+      this.#leaveIn(0)
+    }
+    this.#events.said(said, size)
+  }
+
+  #leaveIn(milliseconds: number): void {
     clearTimeout(this.#leaving)
-    this.#leaving = setTimeout(
-      () => this.#closed({ code: 0, reason: 'the node is stopping', after: 0 }),
-      said.after,
-    )
+    this.#leaving = setTimeout(() => this.#closed({ after: 0 }), milliseconds)
   }
 
   #closed(closing: Closing): void {
-    const { backoffBaseMs: baseMs, backoffMaxMs: maxMs, giveUpMs } = (this.#endpoint as Endpoint).timing
+    const { timing } = this.#endpoint as Endpoint
     const now = performance.now()
     if (this.#state.phase === 'open' && !this.#state.failures) this.#downSince = now
-    const state = closed(this.#state, closing, this.#carriers, { baseMs, maxMs }, now, Math.random())
+    const state = closed(this.#state, closing, this.#carriers, timing, now, Math.random())
     this.#drop()
     this.#become(state)
     if (state.phase === 'closed') {
@@ -197,7 +205,7 @@ export class Connector {
       this.#events.failed(
         new ClosedError(`unable to stay connected; the gateway closed for good: ${why}`, state.code),
       )
-    } else if (now - this.#downSince >= giveUpMs && state.failures > this.#carriers.length) {
+    } else if (now - this.#downSince >= timing.giveUpMs && state.failures > this.#carriers.length) {
       // At least a whole round of attempts, so that a laptop that slept for hours has tried before.
       this.#downSince = now // what is asked for from now on has as long again
       this.#events.gaveUp()

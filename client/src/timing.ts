@@ -19,7 +19,7 @@ export interface Timing {
   readonly requestMs: number
   /** A connection that nothing is attached to is closed after so long. */
   readonly idleMs: number
-  /** How long a command that was refused as retryable is repeated. */
+  /** How long a command that was refused as retryable is repeated; by a node that stops, for `giveUpMs`. */
   readonly retryMs: number
 }
 

@@ -12,13 +12,16 @@ class Carrying {
   isOpen = true
   given: (SendCommand | CancelCommand)[] = []
   onGiven: ((command: SendCommand | CancelCommand) => void) | undefined
-  readonly commands = new Commands((command) => {
-    if (this.isOpen) {
-      this.onGiven?.(command)
-      this.given.push(command)
-    }
-    return this.isOpen
-  }, 30_000)
+  readonly commands = new Commands(
+    (command) => {
+      if (this.isOpen) {
+        this.onGiven?.(command)
+        this.given.push(command)
+      }
+      return this.isOpen
+    },
+    { giveUpMs: 300_000, retryMs: 30_000 },
+  )
 
   send(turn: string, session = 's'): Promise<unknown> {
     return this.commands.send({ session, turn, body: {} })
@@ -196,17 +199,19 @@ describe('a refusal', () => {
     expect(carrying.names).toHaveLength(2)
   })
 
-  test('that does not pass in time is told', async () => {
+  test.each([
+    { code: 'rate-limited', least: 4, most: 7 },
+    { code: 'draining', least: 31, most: 61 }, // the node ends, and what comes after it takes the send
+  ])('that does not pass in time, $code, is told', async ({ code, least, most }) => {
     const carrying = new Carrying()
     const sent = outcome(carrying.send('a'))
-    const draining = { code: 'draining', retryable: true, retryAfter: 10 }
-    for (let tries = 0; tries < 10 && !sent.is; tries += 1) {
-      carrying.refuse(carrying.given.at(-1) as SendCommand, draining)
+    for (let tries = 0; tries < 100 && !sent.is; tries += 1) {
+      carrying.refuse(carrying.given.at(-1) as SendCommand, { code, retryable: true, retryAfter: 10 })
       await vi.advanceTimersByTimeAsync(10_000)
     }
-    expect(sent).toMatchObject({ is: 'rejected', value: { code: 'draining', retryAfter: 10 } })
-    expect(carrying.given.length).toBeGreaterThan(3)
-    expect(carrying.given.length).toBeLessThan(8)
+    expect(sent).toMatchObject({ is: 'rejected', value: { code, retryAfter: 10 } })
+    expect(carrying.given.length).toBeGreaterThanOrEqual(least)
+    expect(carrying.given.length).toBeLessThanOrEqual(most)
     expect(carrying.commands.isEmpty).toBe(true)
   })
 
@@ -239,13 +244,30 @@ describe('a refusal', () => {
   test('that is waited for is not given on a new connection before its time', async () => {
     const carrying = new Carrying()
     void carrying.send('a')
-    const draining = { code: 'draining', retryable: true, retryAfter: 4 } as const
-    carrying.refuse(carrying.given[0] as SendCommand, draining)
+    const refused = { code: 'rate-limited', retryable: true, retryAfter: 4 } as const
+    carrying.refuse(carrying.given[0] as SendCommand, refused)
     carrying.take()
     carrying.reconnect()
     expect(carrying.take()).toEqual([])
     await vi.advanceTimersByTimeAsync(4_000)
     expect(carrying.take()).toEqual(['send a'])
+  })
+
+  test('of a node that stops is of no interest on the next connection, and forgotten by the next refusal', async () => {
+    const carrying = new Carrying()
+    void carrying.send('a')
+    const refused = { retryable: true, retryAfter: 4 } as const
+    carrying.refuse(carrying.given[0] as SendCommand, { ...refused, code: 'draining' })
+    carrying.take()
+    carrying.reconnect()
+    expect(carrying.names).toEqual(['send a'])
+    carrying.refuse(carrying.given[0] as SendCommand, { ...refused, code: 'rate-limited' })
+    carrying.take()
+    carrying.reconnect()
+    expect(carrying.take()).toEqual([])
+    await vi.advanceTimersByTimeAsync(4_000)
+    expect(carrying.take()).toEqual(['send a'])
+    expect(vi.getTimerCount()).toBe(0)
   })
 })
 

@@ -13,7 +13,7 @@ import {
 import type { CarrierName } from '../src/protocol.js'
 
 const ALL: readonly CarrierName[] = ['websocket', 'sse', 'long-poll']
-const BACKOFF = { baseMs: 500, maxMs: 10_000 }
+const BACKOFF = { backoffBaseMs: 500, backoffMaxMs: 10_000 }
 
 type Input = (state: ConnectionState) => ConnectionState
 
@@ -212,7 +212,9 @@ describe('whatever happens', () => {
           } else {
             expect(state.phase).toBe('waiting')
             expect(state.until).toBeGreaterThanOrEqual(one.now)
-            expect(state.until - one.now).toBeLessThanOrEqual(Math.max(BACKOFF.maxMs, one.closing.after ?? 0))
+            expect(state.until - one.now).toBeLessThanOrEqual(
+              Math.max(BACKOFF.backoffMaxMs, one.closing.after ?? 0),
+            )
             attemptsAtOnce = 0
           }
         }

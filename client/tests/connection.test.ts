@@ -21,6 +21,7 @@ class Page {
   readonly journal = new Journal()
   readonly statuses: string[] = []
   readonly connection: GatewayConnection
+  #refused: unknown
 
   constructor(options: GatewayConnectionOptions = {}) {
     const { WebSocket, fetch } = this.network
@@ -42,6 +43,16 @@ class Page {
   attaches(): void {
     const command = this.socket.last('attach')
     this.socket.says({ ...this.journal.attach(command).attached, id: command.id })
+  }
+
+  /** A node that stops refuses the last send of the newest socket, unless it has. */
+  refuses(): boolean {
+    const send = this.socket.commands('send').at(-1)
+    if (!send || send === this.#refused) return false
+    this.#refused = send
+    const why = { code: 'draining', message: 'unable to send', retryable: true, retryAfter: 1 }
+    this.socket.says({ type: 'error', id: send.id, ...why })
+    return true
   }
 
   /** The stream of the last attach begins. */
@@ -271,6 +282,48 @@ describe('a connection', () => {
     expect(page.network.sockets[0]?.isClosed).toBe(true)
     page.socket.greets()
     expect(page.socket.last('attach')).toMatchObject({ after: '1.1' })
+  })
+
+  test('is changed at once when its node refuses because it stops, and the command is given on the next', async () => {
+    const page = new Page()
+    page.connection.attach('s', new Heard())
+    page.socket.greets()
+    page.attaches()
+    page.socket.says({ type: 'goaway', after: 7_000 })
+    const sent = page.connection.send('s', { turn: 't', body: {} })
+    page.refuses()
+    await wait(1)
+    expect(page.network.sockets).toHaveLength(2)
+    page.socket.greets()
+    page.attaches()
+    const { id, ...given } = page.socket.last('send')
+    expect(given).toMatchObject({ session: 's', turn: 't' })
+    page.socket.says({ type: 'accepted', id, session: 's', turn: 't', cursor: '1.0' })
+    expect(await sent).toMatchObject({ turn: 't' })
+    await wait(20_000) // the moment of the old node is past
+    expect(page.network.sockets).toHaveLength(2)
+  })
+
+  test('is not changed again and again when there is no other node', async () => {
+    const page = new Page()
+    page.connection.attach('s', new Heard())
+    page.socket.greets()
+    page.attaches()
+    const failed = vi.fn()
+    page.connection.send('s', { turn: 't', body: {} }).catch(failed)
+    let given = 0
+    for (let seconds = 0; seconds < 60; seconds += 1) {
+      const isNew = page.network.sockets.length
+      if (page.refuses()) given += 1
+      await wait(1_000)
+      if (page.network.sockets.length === isNew) continue
+      page.socket.greets()
+      page.attaches()
+    }
+    expect(failed).not.toHaveBeenCalled()
+    expect(given).toBeGreaterThan(20)
+    expect(page.network.sockets.length).toBeGreaterThan(3) // in case another one has come
+    expect(page.network.sockets.length).toBeLessThan(9)
   })
 })
 

@@ -4,6 +4,8 @@ Rule 1: a lost connection is never an error by itself; the next one is tried aft
 growing delay, so that a thousand clients of the same node do not come back in the same moment.
 Rule 2: close codes 4500-4999 are final, and so is a handshake that was refused as this client's fault.
 Rule 3: a gateway that is silent for two heartbeats is gone, whatever the operating system believes.
+Rule 4: a node that stops is left when it says (``goaway``), and at once when it refuses something because of
+that (``draining``): another one takes it. Where there is none, one is looked for now and then only.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import abc
 import asyncio
 import json
 import logging
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +79,7 @@ class Connection:
         self._attempt = 0
         self._patience = timing.open_seconds
         self._leave_at: float | None = None
+        self._stay_until = -math.inf
         self._outbox: deque[str] | None = None
         self._filled = asyncio.Event()
         self._socket: WebSocket | None = None
@@ -102,6 +106,11 @@ class Connection:
             self._running = asyncio.create_task(self._run(self._socket), name="gateway-client")
             self._running.add_done_callback(self._ended)
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the next connection is about to be made: what is asked now is written there."""
+        return self._leave_at is not None and self._leave_at <= asyncio.get_running_loop().time()
+
     def write(self, frame: str) -> None:
         """Queue a frame for the connection there is; without one it is not written."""
         if self._outbox is not None:
@@ -127,7 +136,10 @@ class Connection:
                 log.info("the connection to the gateway ended: %r", error)
             finally:
                 self._owner.lost()
-            await asyncio.sleep(self._timing.backoff(self._attempt))
+            # Another node may be asked at once, but not one after the other that says nothing but goaway.
+            is_asked_to = self.is_leaving and self._attempt == 0
+            self._leave_at = None
+            await asyncio.sleep(0 if is_asked_to else self._timing.backoff(self._attempt))
             self._attempt += 1
 
     async def _serve(self, socket: WebSocket, opened: aiohttp.ClientWebSocketResponse) -> None:
@@ -169,6 +181,8 @@ class Connection:
                 while True:
                     for line in (await receive(opened)).split("\n"):
                         self._take(line)
+                        if self.is_leaving:
+                            return  # what this one may still say is had again from the next
                     silence.reschedule(self._next_look(loop.time()))
         except TimeoutError:
             if self._next_look(loop.time()) > loop.time():
@@ -190,8 +204,16 @@ class Connection:
         elif kind == "goaway":
             self._leave_at = asyncio.get_running_loop().time() + line["after"] / 1000
         elif kind != "heartbeat":
+            if (kind, line.get("code")) == ("error", "draining"):
+                self._look_elsewhere()
             self._attempt = 0  # not by a hello alone: a node may say that and die, again and again
             self._owner.received(line, len(text))
+
+    def _look_elsewhere(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._stay_until:
+            self._stay_until = now + self._timing.backoff_max_seconds
+            self._leave_at = now
 
     def _begin(self, hello: dict[str, Any]) -> None:
         if (hello["type"], hello.get("protocol")) != ("hello", PROTOCOL):

@@ -91,6 +91,8 @@ class Dialogue(Owner):
                         if not refused.retryable or refused.code == "busy":
                             raise
                         last = refused
+                        if refused.code == "draining" and self.connection.is_leaving:
+                            continue  # another node takes it
                         delay = self._timing.backoff(attempt) + (refused.retry_after_seconds or 0)
                     await asyncio.sleep(delay)
         except TimeoutError:

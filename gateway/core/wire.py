@@ -286,6 +286,11 @@ def resync(session: SessionId, reason: ResyncReason) -> bytes:
     return encode({"type": "resync", "session": session, "reason": reason})
 
 
+def goaway(after_seconds: float) -> bytes:
+    """The push that says: the node is stopping; read on until then, and connect again."""
+    return encode({"type": "goaway", "after": round(after_seconds * 1000)})
+
+
 _TYPES = {
     RecordKind.TURN_START: b"turn-start",
     RecordKind.CHUNK: b"chunk",

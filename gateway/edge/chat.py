@@ -28,16 +28,18 @@ from gateway.core.model import (
 from gateway.core.rawjson import encode
 from gateway.core.sendbody import SendBody, read_body
 from gateway.core.uistream import STREAM_HEADER
+from gateway.edge.admission import UntilItsEnd
 from gateway.edge.chatpaths import ChatEndpoint, ChatTarget, named_client
 from gateway.edge.headers import downstream_headers, upstream_request_headers
 from gateway.edge.replies import failed_response, refusal_response
-from gateway.edge.turnstream import TurnStream
+from gateway.edge.turnstream import CARRIER, TurnStream
 from gateway.opening import Answered, NotOpened, Opening, Streaming
 from gateway.sends import Accepted, SendRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from gateway.edge.admission import OpenConnections
     from gateway.edge.proxy import Proxy
     from gateway.edge.requests import BodyReader
     from gateway.sessions import Sessions
@@ -75,14 +77,24 @@ class ChatWire:
         sessions: The verbs.
         proxy: For a POST that names no session.
         bodies: Reads them; one reader for the whole node, which bounds what all of them hold.
+        connections: Those that are open.
     """
 
-    def __init__(self, config: Config, *, sessions: Sessions, proxy: Proxy, bodies: BodyReader) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        sessions: Sessions,
+        proxy: Proxy,
+        bodies: BodyReader,
+        connections: OpenConnections,
+    ) -> None:
         self._config = config
         self._sessions = sessions
         self._proxy = proxy
         self._stream = TurnStream(config, sessions)
         self._bodies = bodies
+        self._connections = connections
 
     async def handle(self, request: web.Request, target: ChatTarget) -> web.StreamResponse:
         """Answer one request for a chat path."""
@@ -117,7 +129,8 @@ class ChatWire:
             return web.Response(status=HTTPStatus.NO_CONTENT)
         turn, before = found
         response = web.StreamResponse(headers={**_STREAM_HEADERS, TURN_HEADER: turn})
-        return await self._stream.write(request, response, session, turn, before)
+        with self._connections.hold(UntilItsEnd(CARRIER)):
+            return await self._stream.write(request, response, session, turn, before)
 
     # -- sending
 
@@ -145,8 +158,9 @@ class ChatWire:
             released=released,
         )
         try:
-            accepted = await self._sessions.send(send)
-            return await self._answer(request, accepted)
+            with self._connections.hold(UntilItsEnd(CARRIER)):
+                accepted = await self._sessions.send(send)
+                return await self._answer(request, accepted)
         except (asyncio.CancelledError, ConnectionError):
             if self._config.http_disconnect is HttpDisconnect.GRACE:
                 self._sessions.abort_soon(send.session, send.turn, send.by)

@@ -17,6 +17,7 @@ from aiohttp import web
 from gateway.core import wire
 from gateway.core.model import Cursor, Refusal
 from gateway.core.sse import encode_comment, encode_event
+from gateway.edge.admission import Connection
 from gateway.edge.commands import (
     CLIENT_IS_GONE,
     answered,
@@ -32,10 +33,11 @@ from gateway.edge.socketloop import FRAME_BYTES
 from gateway.hub import Resync
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from gateway.config import Config
     from gateway.core.model import Record, ResyncReason, SessionId
+    from gateway.edge.admission import OpenConnections
     from gateway.hub import Subscriber
     from gateway.sessions import Attached, Sessions
 
@@ -57,25 +59,54 @@ _STREAM_HEADERS = {
 }
 
 
+class _Stay(Connection):
+    """A stream or a poll, for as long as it is served.
+
+    Attributes:
+        wake: Wakes whoever writes it.
+        is_over: It ends once what is due is written; a poll is answered now.
+        has_left: It ends, whatever is due: its client continues elsewhere after its last cursor.
+    """
+
+    def __init__(self, carrier: str, wake: Callable[[], None]) -> None:
+        super().__init__(carrier)
+        self.wake = wake
+        self.is_over = False
+        self.has_left = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def leave(self, seconds: float) -> None:
+        """See the base class."""
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._leave)
+
+    def _leave(self) -> None:
+        self.is_over = self.has_left = True
+        self.wake()
+
+    async def close(self) -> None:
+        """See the base class; whoever serves it ends it."""
+        self.is_over = True
+        self.wake()
+
+    def ended(self) -> None:
+        """It is not served any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
 class Fallback:
     """Serves ``GET /gateway/v1/sessions/{session}/events``.
 
     Args:
         config: For the heartbeat.
         sessions: The verbs.
+        connections: Those that are open.
     """
 
-    def __init__(self, config: Config, sessions: Sessions) -> None:
+    def __init__(self, config: Config, sessions: Sessions, connections: OpenConnections) -> None:
         self._heartbeat_seconds = config.heartbeat_seconds
         self._sessions = sessions
-        self._stopping = False
-        self._waiting: set[Callable[[], None]] = set()
-
-    def close(self) -> None:
-        """The node is stopping: streams end once what is due is written, polls are answered now."""
-        self._stopping = True
-        for wake in self._waiting:
-            wake()
+        self._connections = connections
 
     async def handle(self, request: web.Request, segment: str) -> web.StreamResponse:
         """Answer a request for a session's records: a stream, or one poll.
@@ -99,35 +130,37 @@ class Fallback:
     async def _stream(self, request: web.Request, session: SessionId) -> web.StreamResponse:
         after = place_asked(request, request.headers.get("Last-Event-ID", ""))
         pulse = Pulse(self._heartbeat_seconds, lambda: _drop(request))
+        stay = _Stay(STREAM_CARRIER, pulse.wake)
         attached = None
         try:
-            attached = await self._sessions.attach(session, after, pulse.wake, carrier=STREAM_CARRIER)
-            response = web.StreamResponse(headers=_STREAM_HEADERS)
-            await response.prepare(request)
+            with self._connections.hold(stay):
+                attached = await self._sessions.attach(session, after, pulse.wake, carrier=STREAM_CARRIER)
+                response = web.StreamResponse(headers=_STREAM_HEADERS)
+                await response.prepare(request)
 
-            async def write(data: bytes) -> None:
-                pulse.writing()
-                await response.write(data)
-                pulse.wrote()
+                async def write(data: bytes) -> None:
+                    pulse.writing()
+                    await response.write(data)
+                    pulse.wrote()
 
-            with self._woken_at_stop(pulse.wake):
-                await self._write_events(write, attached, pulse)
-            await response.write_eof()
+                await self._write_events(write, attached, pulse, stay)
+                await response.write_eof()
         finally:
+            stay.ended()
             pulse.close()
             if attached is not None:
                 attached.subscriber.close()
         return response
 
     async def _write_events(
-        self, write: Callable[[bytes], Awaitable[None]], attached: Attached, pulse: Pulse
+        self, write: Callable[[bytes], Awaitable[None]], attached: Attached, pulse: Pulse, stay: _Stay
     ) -> None:
         """Until the node stops or the client cannot continue; one that leaves ends the handler."""
         subscriber, standing = attached.subscriber, attached.standing
         session = subscriber.session
         first = wire.opened(session, standing, heartbeat_seconds=self._heartbeat_seconds)
         await write(encode_event(first, event="attached", identifier=str(standing.cursor)))
-        while True:
+        while not stay.has_left:
             if subscriber.has_more:
                 try:
                     records = await subscriber.pull()
@@ -138,7 +171,7 @@ class Fallback:
                 for data in in_pieces(_event(session, record) for record in records):
                     await write(data)
                 self._note_read(attached, records)
-            elif self._stopping:
+            elif stay.is_over:
                 return
             elif not await pulse.wait():
                 await write(_HEARTBEAT)
@@ -146,7 +179,13 @@ class Fallback:
     async def _poll(self, request: web.Request, session: SessionId) -> web.StreamResponse:
         after = place_asked(request)
         wait_seconds = wait_asked(request)
-        attached, records = await self._wait(session, after, wait_seconds)
+        woken = asyncio.Event()
+        stay = _Stay(POLL_CARRIER, woken.set)
+        try:
+            with self._connections.hold(stay):
+                attached, records = await self._wait(session, after, wait_seconds, woken, stay)
+        finally:
+            stay.ended()
         standing = attached.standing
         if records:
             cursor = records[-1].cursor
@@ -159,13 +198,17 @@ class Fallback:
         return response
 
     async def _wait(
-        self, session: SessionId, after: Cursor | wire.AttachFrom, wait_seconds: float
+        self,
+        session: SessionId,
+        after: Cursor | wire.AttachFrom,
+        wait_seconds: float,
+        woken: asyncio.Event,
+        stay: _Stay,
     ) -> tuple[Attached, Sequence[Record]]:
         """What one poll is answered, and where it stood; its subscriber is closed."""
         deadline = asyncio.get_running_loop().time() + wait_seconds
         # A poll that waits behind a cursor is no new attach: the client has been there all the time.
         resumes = not (wait_seconds and isinstance(after, Cursor))
-        woken = asyncio.Event()
         lost: ResyncReason | None = None
         while True:
             attached = await self._sessions.attach(
@@ -174,41 +217,33 @@ class Fallback:
             if lost is not None:
                 attached = replace(attached, standing=replace(attached.standing, resync=lost))
             try:
-                with self._woken_at_stop(woken.set):
-                    until = deadline if attached.resync is None else 0.0
-                    return attached, await self._next_records(attached.subscriber, woken, until)
+                until = deadline if attached.resync is None else 0.0
+                return attached, await _next_records(attached.subscriber, woken, stay, until)
             except Resync as resync:
                 # It starts from a complete state in the same answer, as when its cursor had been lost before.
                 after, resumes, lost = wire.AttachFrom.START, False, resync.reason
             finally:
                 attached.subscriber.close()
 
-    async def _next_records(
-        self, subscriber: Subscriber, woken: asyncio.Event, deadline: float
-    ) -> Sequence[Record]:
-        """As soon as there are some; none at the deadline, and when the node stops."""
-        while True:
-            woken.clear()
-            if subscriber.has_more and (records := await subscriber.pull()):
-                return _one_answer(records)
-            if self._stopping or asyncio.get_running_loop().time() >= deadline:
-                return ()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(deadline):
-                    await woken.wait()
-
-    @contextlib.contextmanager
-    def _woken_at_stop(self, wake: Callable[[], None]) -> Iterator[None]:
-        self._waiting.add(wake)
-        try:
-            yield
-        finally:
-            self._waiting.discard(wake)
-
     def _note_read(self, attached: Attached, records: Sequence[Record]) -> None:
         """What was written to its end is not told once more after a reload."""
         for turn in read_to_their_end(attached.standing.turns, records):
             self._sessions.was_read_soon(attached.subscriber.session, turn)
+
+
+async def _next_records(
+    subscriber: Subscriber, woken: asyncio.Event, stay: _Stay, deadline: float
+) -> Sequence[Record]:
+    """As soon as there are some; none at the deadline, and when the node stops."""
+    while True:
+        woken.clear()
+        if subscriber.has_more and (records := await subscriber.pull()):
+            return _one_answer(records)
+        if stay.is_over or asyncio.get_running_loop().time() >= deadline:
+            return ()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await woken.wait()
 
 
 def _one_answer(records: Sequence[Record]) -> Sequence[Record]:

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from gateway.core.model import EndCode, ErrorCode, Refusal, TurnError
 from gateway.core.rawjson import encode
+from gateway.edge.admission import NoRoom
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +26,7 @@ _STATUS = {
     ErrorCode.DRAINING: 503,
 }
 
+_UNAVAILABLE = 503
 _BAD_GATEWAY = 502
 _GATEWAY_TIMEOUT = 504
 
@@ -40,7 +42,11 @@ def refusal_response(refusal: Refusal) -> web.Response:
     if refusal.retry_after_seconds is not None:
         body["retryAfter"] = refusal.retry_after_seconds
         headers["Retry-After"] = str(math.ceil(refusal.retry_after_seconds))
-    return _json(_STATUS[refusal.code], body, headers)
+    status = _UNAVAILABLE if isinstance(refusal, NoRoom) else _STATUS[refusal.code]
+    response = _json(status, body, headers)
+    if refusal.code is ErrorCode.DRAINING or isinstance(refusal, NoRoom):
+        response.force_close()  # on a new connection it may meet another node
+    return response
 
 
 def failed_response(error: TurnError, headers: Mapping[str, str]) -> web.Response:

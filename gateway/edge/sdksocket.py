@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,9 @@ from gateway.core.model import (
 )
 from gateway.core.sendbody import read_body
 from gateway.edge.chatpaths import named_client
-from gateway.edge.commands import handed_on
-from gateway.edge.socketloop import FRAME_BYTES, OpenSockets, SocketLoop
+from gateway.edge.commands import PIECE_BYTES, handed_on
+from gateway.edge.replies import refusal_response
+from gateway.edge.socketloop import FRAME_BYTES, SocketLoop
 from gateway.hub import Resync
 from gateway.sends import SendRequest
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from gateway.config import Config
+    from gateway.core.model import Record
+    from gateway.edge.admission import OpenConnections
     from gateway.edge.chatpaths import ChatTarget
     from gateway.hub import Subscriber
     from gateway.sessions import Sessions
@@ -47,19 +51,23 @@ class SdkWire:
     Args:
         config: For policies and bounds.
         sessions: The verbs.
-        sockets: Where the node finds its open ones.
+        connections: Those that are open.
     """
 
-    def __init__(self, config: Config, *, sessions: Sessions, sockets: OpenSockets) -> None:
+    def __init__(self, config: Config, *, sessions: Sessions, connections: OpenConnections) -> None:
         self.config = config
         self.sessions = sessions
-        self._sockets = sockets
+        self._connections = connections
 
     async def handle(self, request: web.Request, target: ChatTarget) -> web.StreamResponse:
         """Serve one socket."""
         client = named_client(request, "sdk")
         socket = SdkSocket(self, request, target.path, By(client=client))
-        return await self._sockets.serve(socket)
+        try:
+            with self._connections.hold(socket):
+                return await socket.run()
+        except Refusal as refusal:
+            return refusal_response(refusal)
 
 
 @dataclass(slots=True)
@@ -70,18 +78,21 @@ class _Request:
     turn: TurnId
     rendering: sdkwire.Rendering
     subscriber: Subscriber | None = None
+    taken: deque[Record] = field(default_factory=deque)
+    """Pulled, and not written yet."""
 
 
 class SdkSocket(SocketLoop):
     """One client of the SDK's own transport."""
 
     def __init__(self, served_by: SdkWire, request: web.Request, path: str, by: By) -> None:
-        super().__init__(served_by.config, request)
+        super().__init__(served_by.config, request, CARRIER)
         self._config = served_by.config
         self._sessions = served_by.sessions
         self._path = path
         self._by = by
         self._requests: dict[str, _Request] = {}
+        self._is_leaving = False
 
     # -- frames
 
@@ -198,27 +209,36 @@ class SdkSocket(SocketLoop):
             if sum(map(len, frames)) >= FRAME_BYTES:
                 break
             frames += await self._news(request)
+        if self._is_leaving and not self._requests:
+            self.leave_in(0.0)
         return [*self.take_replies(), *frames]
 
     async def _news(self, request: _Request) -> list[bytes]:
-        subscriber = request.subscriber
-        if subscriber is None or not subscriber.has_more:
+        """A piece of what is new for a request: as a client takes it, and no more at once."""
+        subscriber, rendering = request.subscriber, request.rendering
+        if subscriber is None:
             return []
-        rendering = request.rendering
         try:
-            records = await subscriber.pull()
+            if not request.taken and subscriber.has_more:
+                request.taken.extend(await subscriber.pull())
         except Resync:
             self._finish(request)
             return [sdkwire.error(rendering.request_id, _LOST)]
         frames: list[bytes] = []
-        for record in records:
-            if record.turn != request.turn or rendering.ended:
+        size = 0
+        while request.taken and not rendering.ended and size < PIECE_BYTES:
+            record = request.taken.popleft()
+            if record.turn != request.turn:
                 continue
-            frames += rendering.frames(record)
+            told = rendering.frames(record)
+            frames += told
+            size += sum(map(len, told))
             if record.kind is RecordKind.TURN_END:
                 self.when_written(partial(self._sessions.was_read_soon, request.session, request.turn))
         if rendering.ended:
             self._finish(request)
+        elif not frames and subscriber.has_more:
+            self.pulse.wake()  # a whole page was of other turns
         return frames
 
     def _finish(self, request: _Request) -> None:
@@ -234,6 +254,16 @@ class SdkSocket(SocketLoop):
 
     def heartbeat(self) -> None:
         """The ping is enough: the SDK knows no other sign of life."""
+
+    def leave(self, seconds: float) -> None:
+        """Close it once nothing is being answered.
+
+        Not at a moment of its own: this client connects again when it has something to send, and not before.
+        What it sends here meanwhile is refused, and its page shows that; so the sooner the better.
+        """
+        del seconds
+        self._is_leaving = True
+        self.pulse.wake()
 
     def closed(self) -> None:
         """The client is gone: a detach."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,9 +10,9 @@ from aiohttp import web
 
 from gateway.core import wire
 from gateway.core.model import By, ErrorCode, Refusal, SessionId, bad_request, session_id
-from gateway.edge.commands import client_of, in_pieces, read_to_their_end, wanted_place
+from gateway.edge.commands import PIECE_BYTES, client_of, in_pieces, read_to_their_end, wanted_place
 from gateway.edge.replies import refusal_response
-from gateway.edge.socketloop import FRAME_BYTES, OpenSockets, SocketLoop
+from gateway.edge.socketloop import FRAME_BYTES, SocketLoop
 from gateway.hub import Resync
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from gateway.config import Config
     from gateway.core.model import Record
+    from gateway.edge.admission import OpenConnections
     from gateway.edge.commands import Commands
     from gateway.hub import Subscriber
     from gateway.sessions import Attached, Sessions
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 CARRIER = "websocket"
 MAX_ATTACHED = 1000
 """Sessions that one socket may be attached to."""
+
+LEAVE_SECONDS = 2.0
+"""How much later than it was told a client is made to go: its clock is another, and its network slow."""
 
 
 class SessionWire:
@@ -37,17 +41,23 @@ class SessionWire:
         sessions: The verbs.
         commands: Those that other carriers have as well.
         node: Told in ``hello``.
-        sockets: Where the node finds its open ones.
+        connections: Those that are open.
     """
 
     def __init__(
-        self, config: Config, *, sessions: Sessions, commands: Commands, node: str, sockets: OpenSockets
+        self,
+        config: Config,
+        *,
+        sessions: Sessions,
+        commands: Commands,
+        node: str,
+        connections: OpenConnections,
     ) -> None:
         self.config = config
         self.sessions = sessions
         self.commands = commands
         self.node = node
-        self._sockets = sockets
+        self._connections = connections
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one socket."""
@@ -58,17 +68,18 @@ class SessionWire:
             offered = request.headers.get("Sec-WebSocket-Protocol")
             if offered is not None and wire.SUBPROTOCOL not in [name.strip() for name in offered.split(",")]:
                 raise bad_request(f"unable to agree on a subprotocol; offer {wire.SUBPROTOCOL}")
+            socket = SessionSocket(self, request, By(client=client))
+            with self._connections.hold(socket):
+                return await socket.run()
         except Refusal as refusal:
             return refusal_response(refusal)
-        socket = SessionSocket(self, request, By(client=client))
-        return await self._sockets.serve(socket)
 
 
 class SessionSocket(SocketLoop):
     """One client of the session protocol."""
 
     def __init__(self, served_by: SessionWire, request: web.Request, by: By) -> None:
-        super().__init__(served_by.config, request, (wire.SUBPROTOCOL,))
+        super().__init__(served_by.config, request, CARRIER, (wire.SUBPROTOCOL,))
         self._wire = served_by
         self._sessions = served_by.sessions
         self._by = by
@@ -76,7 +87,7 @@ class SessionSocket(SocketLoop):
         self._sending: Counter[str] = Counter()
         self._left: set[str] = set()
         """Detached from while a send was under way, which must not attach them again."""
-        self._taken: list[tuple[Subscriber, Sequence[Record]]] = []
+        self._taken: list[tuple[Subscriber, deque[Record]]] = []
         self.reply(
             wire.hello(
                 node=served_by.node, client=by.client, heartbeat_seconds=served_by.config.heartbeat_seconds
@@ -200,7 +211,7 @@ class SessionSocket(SocketLoop):
                 continue
             # A detach may have been answered while the journal was read.
             if records and self._is_attached(session, subscriber):
-                self._taken.append((subscriber, records))
+                self._taken.append((subscriber, deque(records)))
                 size += sum(record.size for record in records)
         return list(in_pieces([*self.take_replies(), *lost, *self._lines()], b"\n"))
 
@@ -209,17 +220,21 @@ class SessionSocket(SocketLoop):
         return attached is not None and attached.subscriber is subscriber
 
     def _lines(self) -> list[bytes]:
-        """The records taken, but for sessions whose send is not answered yet."""
+        """A piece of the records taken, but for sessions whose send is not answered yet.
+
+        Encoded piece by piece: a client that takes nothing holds one piece, and the records it stands for.
+        """
         lines: list[bytes] = []
-        held = []
+        size = 0
         for subscriber, records in self._taken:
             session = subscriber.session
-            if session in self._sending:
-                held.append((subscriber, records))
-                continue
-            lines += [wire.encode_push(session, record) for record in records]
-            self._note_read(session, records)
-        self._taken = held
+            written = []
+            while records and size < PIECE_BYTES and session not in self._sending:
+                lines.append(wire.encode_push(session, records[0]))
+                size += len(lines[-1])
+                written.append(records.popleft())
+            self._note_read(session, written)
+        self._taken = [(subscriber, records) for subscriber, records in self._taken if records]
         return lines
 
     def _note_read(self, session: SessionId, records: Sequence[Record]) -> None:
@@ -232,6 +247,11 @@ class SessionSocket(SocketLoop):
     def heartbeat(self) -> bytes:
         """After a silence."""
         return wire.HEARTBEAT
+
+    def leave(self, seconds: float) -> None:
+        """Tell the client when to go, and close what has not gone by then."""
+        self.reply(wire.goaway(seconds))
+        self.leave_in(seconds + LEAVE_SECONDS)
 
     def closed(self) -> None:
         """The client is gone: detach from everything."""

@@ -3,6 +3,11 @@
 The reader takes frames and answers nothing itself. The writer alone writes: it asks the wire for what is due
 (:meth:`SocketLoop.gather`), writes it, waits until the socket has taken it, and asks again. So a client that
 does not read stops its own writer and nobody else's.
+
+What one socket holds at most, however slow its client and however far behind: the records of one pull (a page
+of the journal, ``journal.PAGE_BYTES`` at most and less where many catch up, or what the tail has, which all
+share), one encoded piece of them (``PIECE_BYTES`` and a record), ``MAX_REPLY_BYTES`` of replies, and what the
+transport buffers (64 KiB and a frame).
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import structlog
 from aiohttp import WSMsgType, web
 
 from gateway.core.model import CloseCode
+from gateway.edge.admission import Connection
 from gateway.edge.pulse import Pulse
 
 if TYPE_CHECKING:
@@ -35,7 +41,7 @@ MAX_BAD_FRAMES = 20
 
 MISSED_PINGS = 2
 FRAME_BYTES = 256 * 1024
-"""About the most that one turn of the writer gathers."""
+"""About the most that a poll is answered with, and that one turn of a socket's writer takes up."""
 
 CLOSE_SECONDS = 5.0
 
@@ -52,16 +58,20 @@ class _Socket(web.WebSocketResponse):
         return await super().close(code=code, message=message, drain=drain)
 
 
-class SocketLoop(abc.ABC):
+class SocketLoop(Connection):
     """One WebSocket, served.
 
     Args:
         config: For the heartbeat and the bounds.
         request: The handshake.
+        carrier: What it is called in the metrics.
         protocols: Subprotocols that may be agreed on.
     """
 
-    def __init__(self, config: Config, request: web.Request, protocols: Sequence[str] = ()) -> None:
+    def __init__(
+        self, config: Config, request: web.Request, carrier: str, protocols: Sequence[str] = ()
+    ) -> None:
+        super().__init__(carrier)
         self.request = request
         self._socket = _Socket(
             protocols=protocols, max_msg_size=config.max_body_bytes, compress=False, autoping=False,
@@ -76,6 +86,9 @@ class SocketLoop(abc.ABC):
         self._bad_frames = 0
         self._pings_unanswered = 0
         self._going_away = False
+        self._leaving_at: asyncio.TimerHandle | None = None
+        self._has_left = False
+        """Its client goes on elsewhere: what is due is not waited for."""
         self._under_way = 0
         self._finished = asyncio.Event()
         self._when_written: list[Callable[[], None]] = []
@@ -155,10 +168,22 @@ class SocketLoop(abc.ABC):
         except* (ConnectionError, OSError):
             pass  # the peer is gone: a detach, and the expected end of a socket
         finally:
+            if self._leaving_at is not None:
+                self._leaving_at.cancel()
             self.pulse.close()
             self.closed()
             self._finished.set()
         return self._socket
+
+    def leave_in(self, seconds: float) -> None:
+        """Say goodbye then, whatever is due: its client continues elsewhere after its last cursor."""
+        if self._leaving_at is None:
+            self._leaving_at = asyncio.get_running_loop().call_later(seconds, self._go)
+
+    def _go(self) -> None:
+        self._going_away = self._has_left = True
+        self._leaving_at = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._drop)
+        self.pulse.wake()
 
     async def close(self) -> None:
         """The node is stopping: write what is due, and say goodbye."""
@@ -195,10 +220,10 @@ class SocketLoop(abc.ABC):
             frames = await self.gather()
             if frames:
                 await self._write_frames(frames)
-            elif self._going_away and not self._under_way:
+            if self._going_away and not self._under_way and (self._has_left or not frames):
                 await self._close(CloseCode.GOING_AWAY, b"the gateway is stopping; connect again")
                 return
-            elif not await self.pulse.wait():
+            if not frames and not await self.pulse.wait():
                 if self._pings_unanswered >= MISSED_PINGS:
                     await self._close(CloseCode.HEARTBEAT_MISSED, b"no answer to a ping")
                     return
@@ -240,22 +265,3 @@ class SocketLoop(abc.ABC):
         log.info("socket.dropped", reason="too-slow")
         if self.request.transport is not None:
             self.request.transport.abort()
-
-
-class OpenSockets:
-    """The sockets of a node, whichever wire they speak."""
-
-    def __init__(self) -> None:
-        self._open: set[SocketLoop] = set()
-
-    async def serve(self, socket: SocketLoop) -> web.WebSocketResponse:
-        """Serve a socket until it is gone."""
-        self._open.add(socket)
-        try:
-            return await socket.run()
-        finally:
-            self._open.discard(socket)
-
-    async def close(self) -> None:
-        """The node is stopping: tell every client to connect again, all at the same time."""
-        await asyncio.gather(*(socket.close() for socket in self._open))

@@ -10,6 +10,7 @@ from gateway.core.httpwire import encode_record, read_turn_end
 from gateway.core.model import Cursor, ErrorCode, GatewayError, Record, RecordKind, Refusal, SessionId, TurnId
 from gateway.core.sse import encode_comment, encode_event
 from gateway.core.uistream import DONE, STREAM_HEADER
+from gateway.edge.commands import in_pieces
 from gateway.edge.connection import cut_when_stalled
 from gateway.edge.pulse import Pulse
 from gateway.hub import Resync, Subscriber
@@ -98,8 +99,7 @@ class TurnStream:
                 return None, chunks
             ours = [record for record in records if record.turn == turn]
             chunks += sum(record.kind is RecordKind.CHUNK for record in ours)
-            data = b"".join(map(encode_record, ours))
-            if data:
+            for data in in_pieces(filter(None, map(encode_record, ours))):
                 pulse.writing()
                 await response.write(data)
                 pulse.wrote()

@@ -269,6 +269,7 @@ REPLIES: list[tuple[bytes, object]] = [
     (wire.refused(None, Refusal(ErrorCode.CONFLICT, 'a "b"\n')),
      {"type": "error", "code": "conflict", "message": 'a "b"\n', "retryable": False}),
     (wire.HEARTBEAT, {"type": "heartbeat"}),
+    (wire.goaway(1.2345), {"type": "goaway", "after": 1234}),
     (wire.resync(S, ResyncReason.EPOCH_CHANGED),
      {"type": "resync", "session": S, "reason": "epoch-changed"}),
 ]  # fmt: skip

@@ -16,7 +16,7 @@ export class EventStreamCarrier extends HttpCarrier {
 
   protected async follow(attach: AttachCommand, signal: AbortSignal): Promise<void> {
     let isBegun = false
-    const silence = new Silence(() => this.ended({ code: 0, reason: 'silence', timedOut: !isBegun }))
+    const silence = new Silence(() => this.ended({ timedOut: !isBegun }))
     signal.addEventListener('abort', () => silence.stop())
     silence.within(this.endpoint.timing.helloMs)
     const response = await this.request(this.eventsUrl(attach), {
@@ -45,6 +45,6 @@ export class EventStreamCarrier extends HttpCarrier {
       }
     }
     silence.stop()
-    if (!signal.aborted) this.ended({ code: 0, reason: 'the stream ended' })
+    if (!signal.aborted) this.ended({})
   }
 }

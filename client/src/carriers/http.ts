@@ -42,7 +42,7 @@ export abstract class HttpCarrier implements Carrier {
 
   /** A stream that sleeps cannot be asked: begin anew, after the last cursor. */
   probe(): void {
-    this.ended({ code: 0, reason: 'woken up' })
+    this.ended({})
   }
 
   close(): void {
@@ -126,7 +126,7 @@ export abstract class HttpCarrier implements Carrier {
     // One message may be too much for what stands in between (its size, a firewall's rules): asked again it is refused again.
     if (isCommand && [400, 403, 413, 414, 422, 431].includes(status))
       return this.said({ type: 'error', id, code: 'refused-on-the-way', message, retryable: false }, 0)
-    this.ended({ code: 0, reason: message })
+    this.ended({})
   }
 
   #attach(attach: AttachCommand): void {
@@ -135,8 +135,8 @@ export abstract class HttpCarrier implements Carrier {
     this.#sessions.set(attach.session, leaving)
     const { signal } = leaving
     this.closing.signal.addEventListener('abort', () => leaving.abort(), { signal })
-    this.follow(attach, signal).catch((error: unknown) => {
-      if (!signal.aborted) this.ended({ code: 0, reason: String(error) })
+    this.follow(attach, signal).catch(() => {
+      if (!signal.aborted) this.ended({})
     })
   }
 
@@ -164,8 +164,8 @@ export abstract class HttpCarrier implements Carrier {
         this.answered()
         this.said({ ...said, id: command.id } as Said, text.length)
       })
-    } catch (error) {
-      this.ended({ code: 0, reason: String(error) })
+    } catch {
+      this.ended({})
     }
   }
 

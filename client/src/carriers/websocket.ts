@@ -25,12 +25,12 @@ export class WebSocketCarrier implements Carrier {
     const url = urlOf(endpoint, 'ws')
     url.protocol = url.protocol.replace('http', 'ws')
     this.#socket = new endpoint.WebSocket(url, SUBPROTOCOL)
-    this.#silence = new Silence(() => this.#ended({ code: 0, reason: 'silence', timedOut: !this.#isGreeted }))
+    this.#silence = new Silence(() => this.#ended({ timedOut: !this.#isGreeted }))
     this.#silence.within(endpoint.timing.helloMs)
     this.#socket.onmessage = ({ data }: MessageEvent<unknown>) => this.#frame(data)
-    this.#socket.onclose = ({ code, reason }) => this.#ended({ code, reason })
+    this.#socket.onclose = (closing) => this.#ended(closing)
     // Once it was open a close follows, and tells more; but Node 22 tells of a handshake that failed by this alone.
-    this.#socket.onerror = () => this.#isGreeted || this.#ended({ code: 0, reason: 'unable to connect' })
+    this.#socket.onerror = () => this.#isGreeted || this.#ended({})
   }
 
   command(command: Command): void {
@@ -42,7 +42,7 @@ export class WebSocketCarrier implements Carrier {
     this.command({ type: 'ping', id: mintId() })
     // It stands behind what is still being written: a picture on a bad mobile network, at 16 kB/s.
     const wait = this.#probeMs + (this.#socket.bufferedAmount || 0) / 16
-    this.#probe = setTimeout(() => this.#ended({ code: 0, reason: 'no answer to a ping' }), wait)
+    this.#probe = setTimeout(() => this.#ended({}), wait)
   }
 
   close(): void {
@@ -69,8 +69,8 @@ export class WebSocketCarrier implements Carrier {
       let said: Said
       try {
         said = parseLine(line)
-      } catch (error) {
-        return this.#ended({ code: 0, reason: String(error) })
+      } catch {
+        return this.#ended({})
       }
       if (said.type === 'hello') this.#greeted(said)
       if (!this.#isClosed) this.#events.said(said, line.length)
@@ -80,7 +80,7 @@ export class WebSocketCarrier implements Carrier {
   #greeted({ protocol, heartbeat }: Extract<Said, { type: 'hello' }>): void {
     if (protocol !== PROTOCOL) {
       const reason = `unable to speak protocol ${protocol} of this gateway; this client speaks ${PROTOCOL}, upgrade it`
-      return this.#ended({ code: 0, reason, final: true })
+      return this.#ended({ reason, final: true })
     }
     this.#isGreeted = true
     this.#silence.within(2_000 * heartbeat)
