@@ -18,7 +18,7 @@ CLIENT_MODULE := gateway/edge/static/client.js
 # With the folders, whose times tell that a file has gone.
 CLIENT_SOURCE := $(shell find $(CLIENT)/src)
 
-.PHONY: help setup client run demo test test-client test-core lint wheel bench lock clean
+.PHONY: help setup client run demo test test-client test-core test-faults torture lint wheel bench lock clean
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -69,7 +69,13 @@ demo: setup client ## Run the product with a built-in backend and page
 	@exec $(BIN)/session-gateway demo
 
 test: setup test-client $(NODE)/dist/main.js ## All tests: real Valkey, real AI SDK, real browser
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults $(PYTEST)
+
+test-faults: setup $(NODE)/dist/main.js ## What takes longer: killed and frozen nodes, failovers, clusters, rolling restarts
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/faults $(PYTEST)
+
+torture: setup ## Clients and faults at random, every frame checked: make torture SECONDS=600 [SEED=7]
+	@$(BIN)/python -m tests.faults.torture --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED)) $(TORTURE)
 
 test-client: client ## The client's own tests: needs no Python
 	@cd $(CLIENT) && npm test --silent

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from yarl import URL
 
+from gateway.address import parse_address
 from gateway.core.model import Overlap
 
 ENVIRONMENT_PREFIX = "GATEWAY_"
@@ -154,8 +155,8 @@ class Config(BaseSettings):
     redis_url: str | None = Field(
         None,
         validation_alias="GATEWAY_REDIS_URL",
-        description="Redis >= 7.0 or Valkey: `redis://`, `rediss://`, `unix://`. "
-        "Unset: a Valkey of the gateway's own.",
+        description="Redis >= 7.0 or Valkey: `redis://`, `rediss://`, `unix://`, `redis+sentinel://`, "
+        "`redis+cluster://`. Unset: a Valkey of the gateway's own.",
     )
     data_dir: Path = Field(
         Path(".gateway"),
@@ -238,15 +239,33 @@ class Config(BaseSettings):
         validation_alias="GATEWAY_DRAIN",
         description="Seconds that running turns have after SIGTERM; a second signal ends them at once.",
     )
+    goaway_spread_seconds: Seconds = Field(
+        10.0,
+        validation_alias="GATEWAY_GOAWAY_SPREAD",
+        description="Seconds over which the clients of a node that stops are sent to the others.",
+    )
     lease_seconds: Seconds = Field(
         10.0,
         validation_alias="GATEWAY_LEASE",
         description="Seconds after which a silent node's turns may be ended by another.",
     )
+    poll_seconds: Seconds = Field(
+        3.0,
+        validation_alias="GATEWAY_POLL",
+        description="Seconds after which a session is looked at of which no other node told anything, "
+        "while a turn of it runs; ten times that otherwise.",
+    )
     outage_seconds: Seconds = Field(
         30.0,
         validation_alias="GATEWAY_OUTAGE",
         description="Seconds that running turns are held while the store is away.",
+    )
+    max_connections: int = Field(
+        20_000,
+        ge=1,
+        le=1_000_000,
+        validation_alias="GATEWAY_MAX_CONNECTIONS",
+        description="Sockets, event streams and waiting requests of clients on one node; above it 503.",
     )
     max_body_bytes: Bytes = Field(
         16 * MIB,
@@ -355,8 +374,8 @@ class Config(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_url_is_known(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
+        if value is not None:
+            parse_address(value)
         return value
 
     @field_validator("key_prefix")

@@ -14,7 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from gateway.config import LogFormat, LogLevel
-from gateway.core.model import EndReason, ResyncReason
+from gateway.core.model import EndReason, ErrorCode, ResyncReason
 
 if TYPE_CHECKING:
     from structlog.typing import Processor
@@ -43,6 +43,23 @@ attached_subscribers = Gauge(
     "gateway_attached_subscribers",
     "Attached subscribers by carrier.",
     ("carrier",),
+    registry=registry,
+)
+open_connections = Gauge(
+    "gateway_open_connections",
+    "Sockets, event streams, waiting polls and turns told over plain HTTP that are open, by carrier.",
+    ("carrier",),
+    registry=registry,
+)
+refused_connections = Counter(
+    "gateway_refused_connections_total",
+    "Connections that were not let in: rate-limited is GATEWAY_MAX_CONNECTIONS, draining a node that stops.",
+    ("reason",),
+    registry=registry,
+)
+goaways = Counter(
+    "gateway_goaways_total",
+    "Connections that were open when the node began to stop, and were told to go to another.",
     registry=registry,
 )
 sends = Counter(
@@ -88,9 +105,39 @@ cancel_seconds = Histogram(
     buckets=_SECONDS,
     registry=registry,
 )
+repaired_records = Counter(
+    "gateway_repaired_records_total",
+    "Records that a failover of the store lost and a producer wrote again. Above zero: the store loses writes.",
+    registry=registry,
+)
+renewed_epochs = Counter(
+    "gateway_renewed_epochs_total",
+    "Sessions that got a new epoch because records were lost for good; their clients got resync.",
+    registry=registry,
+)
 refused_origins = Counter(
     "gateway_refused_origins_total",
     "Requests of pages that GATEWAY_ORIGINS does not name.",
+    registry=registry,
+)
+bells = Counter(
+    "gateway_bells_total",
+    "Bells that told this node of what another did in a session that somebody here waits for.",
+    registry=registry,
+)
+doorbell_reconnects = Counter(
+    "gateway_doorbell_reconnects_total",
+    "Times that the connection for bells had to be made again; meanwhile records come late, by GATEWAY_POLL.",
+    registry=registry,
+)
+doorbell_probes_failed = Counter(
+    "gateway_doorbell_probes_failed_total",
+    "Times that the connection for bells was open and heard nothing: look at what is between here and Redis.",
+    registry=registry,
+)
+pages_read = Counter(
+    "gateway_pages_read_total",
+    "Pages of the journal read for clients that catch up.",
     registry=registry,
 )
 
@@ -99,6 +146,9 @@ for _reason in (*EndReason, "given-up"):
 for _carrier in CARRIERS:
     attached_subscribers.labels(carrier=_carrier)
     resumes.labels(carrier=_carrier)
+    open_connections.labels(carrier=_carrier)
+for _refused in (ErrorCode.RATE_LIMITED, ErrorCode.DRAINING):
+    refused_connections.labels(reason=_refused)
 for _resync in ResyncReason:
     resyncs.labels(reason=_resync)
 

@@ -34,7 +34,16 @@ def test_the_metrics_table_of_the_docs_is_the_real_one() -> None:
 def test_every_command_and_push_has_its_heading_in_the_protocol() -> None:
     """A wire that is not written down is not a promise."""
     headings = "\n".join(re.findall(r"^### .*$", (ROOT / "docs/protocol.md").read_text(), re.MULTILINE))
-    names = {"hello", "heartbeat", "resync", "turn-start", "chunk", "turn-end", *wire.KNOWN_COMMANDS}
+    names = {
+        "hello",
+        "heartbeat",
+        "goaway",
+        "resync",
+        "turn-start",
+        "chunk",
+        "turn-end",
+        *wire.KNOWN_COMMANDS,
+    }
     assert {name for name in names if f"`{name}`" not in headings} == set()
 
 

@@ -12,8 +12,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway import store
-from gateway.pipeline import Pipeline
 from gateway.store import Lane, Store, StoreUnavailable, load_script
+from gateway.store import lane as lane_module
+from gateway.store.exchange import Exchange
+from gateway.store.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -62,6 +64,7 @@ async def lane_to(server: Server) -> AsyncIterator[Lane]:
     port = listening.sockets[0].getsockname()[1]
     try:
         async with Store(f"redis://127.0.0.1:{port}", (CLAIM,)) as opened:
+            assert isinstance(opened.writes, Lane)
             yield opened.writes
     finally:
         for writer in server.writers:
@@ -76,7 +79,7 @@ def ask(lane: Lane, value: str) -> asyncio.Future[Any]:
 
 @pytest.fixture
 def short_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "OPERATION_TIMEOUT_SECONDS", SHORT_SECONDS)
+    monkeypatch.setattr(lane_module, "OPERATION_TIMEOUT_SECONDS", SHORT_SECONDS)
 
 
 async def gone(lane: Lane) -> None:
@@ -253,7 +256,7 @@ async def test_a_server_that_hangs_up_after_a_call_fails_it_at_once() -> None:
     async with lane_to(server) as lane:
         assert await ask(lane, "a") == b"a"
         with pytest.raises(StoreUnavailable):
-            async with asyncio.timeout(store.OPERATION_TIMEOUT_SECONDS / 2):
+            async with asyncio.timeout(lane_module.OPERATION_TIMEOUT_SECONDS / 2):
                 await ask(lane, "end")
         assert await ask(lane, "b") == b"b"
 
@@ -287,7 +290,7 @@ async def test_closing_while_connecting_fails_what_waits() -> None:
         async with asyncio.timeout(5):
             while not server.connections:  # noqa: ASYNC110 - nobody but a test waits for it
                 await asyncio.sleep(0.001)
-        async with asyncio.timeout(store.OPERATION_TIMEOUT_SECONDS / 2):
+        async with asyncio.timeout(lane_module.OPERATION_TIMEOUT_SECONDS / 2):
             await lane.close()
         with pytest.raises(StoreUnavailable):
             await call
@@ -338,8 +341,8 @@ async def test_a_bug_in_a_reply_does_not_leave_its_callers_waiting(monkeypatch: 
     async with lane_to(Server(echo)) as lane:
         assert await ask(lane, "a") == b"a"
         with monkeypatch.context() as broken:
-            broken.setattr(Lane, "_take_reply", None)
+            broken.setattr(Exchange, "take", None)
             with pytest.raises(store.StoreError):
-                async with asyncio.timeout(store.OPERATION_TIMEOUT_SECONDS / 2):
+                async with asyncio.timeout(lane_module.OPERATION_TIMEOUT_SECONDS / 2):
                     await ask(lane, "b")
         assert await ask(lane, "c") == b"c"

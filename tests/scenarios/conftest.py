@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from gateway import store
+from gateway.store import lane
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,4 +35,4 @@ def _no_fault_of_ours(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 @pytest.fixture
 def _never_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reply that is held back is late, however slow the machine, and not lost."""
-    monkeypatch.setattr(store, "OPERATION_TIMEOUT_SECONDS", 60.0)
+    monkeypatch.setattr(lane, "OPERATION_TIMEOUT_SECONDS", 60.0)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
+from gateway import kept
 from tests.support.backend import Exchange, ScriptedBackend, until_released
 from tests.support.client import SessionClient
-from tests.support.wires import HttpChat, SdkClient
+from tests.support.wires import HttpChat, SdkClient, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -107,9 +108,10 @@ async def metrics_of(node: Node) -> dict[str, float]:
     return {name: float(value) for name, _, value in pairs}
 
 
-async def test_each_metric_moves(make_node: MakeNode) -> None:
+async def test_each_metric_moves(make_node: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dashboard that shows nothing when something happens is worse than none."""
     async with ScriptedBackend(until_released) as backend:
+        monkeypatch.setattr(kept, "HOLD_SECONDS", 0.0)
         node = await make_node(backend.url)
         before = await metrics_of(node)
         async with (
@@ -134,6 +136,7 @@ async def test_each_metric_moves(make_node: MakeNode) -> None:
                 (await backend.exchange(number)).release.set()
             await posted.end()
             await sdk.ended("r1")
+        await eventually(lambda: not list(node._turns._kept))
         after = await metrics_of(node)
 
     def rose(name: str, by: float, *, to: dict[str, float] = after) -> None:

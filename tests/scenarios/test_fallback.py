@@ -403,9 +403,9 @@ async def test_a_place_that_is_lost_is_told_as_resync(
 ) -> None:
     """And what follows is the complete state, never a part (G2)."""
     async with ScriptedBackend(answers) as backend:
-        node = await make_node(backend.url)
+        node = await make_node(backend.url, lease_seconds=0.5)
         records = await ended(node, "s")
-        epoch, _, tag = records[2]["cursor"].split(".")
+        epoch, _, tag, _ = records[2]["cursor"].split(".")
         for wrong in (f"{'0' * len(epoch)}.3.{tag}", f"{epoch}.999.{tag}", f"{epoch}.3.abcdef"):
             where = {"after": wrong, **(wait if carrier == "long-poll" else {})}
             async with following(carrier, node.address, "s", **where) as follower:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway import store
 from gateway.app import Node
+from gateway.store import lane
 from tests.support.backend import ScriptedBackend, answers, never_ends
 from tests.support.client import SessionClient
 from tests.support.link import Link, script
@@ -27,7 +27,7 @@ MARKER = "a-question-like-no-other"
 @pytest.fixture
 def _soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reply that does not come need not be waited for as long as in earnest."""
-    monkeypatch.setattr(store, "OPERATION_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(lane, "OPERATION_TIMEOUT_SECONDS", 0.5)
 
 
 async def states(client: SessionClient, session: str) -> dict[str, Any]:

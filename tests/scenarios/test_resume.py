@@ -126,12 +126,18 @@ async def test_the_sdks_socket_continues_after_its_last_sequence(make_node: Make
 async def test_a_place_that_cannot_be_continued_is_told_as_resync(make_node: MakeNode) -> None:
     """Never a partial recovery (G2)."""
     async with ScriptedBackend(answers) as backend:
-        node = await make_node(backend.url)
+        node = await make_node(backend.url, lease_seconds=0.5)
         async with SessionClient(node.address) as client:
             await client.send("s", "t1")
             await client.ended("t1")
-            epoch, offset, tag = client.records[2]["cursor"].split(".")
-            for wrong in (f"{'0' * len(epoch)}.3.{tag}", f"{epoch}.999.{tag}", f"{epoch}.{offset}.abcdef"):
+            epoch, offset, tag, check = client.records[2]["cursor"].split(".")
+            other = f"{int(check, 16) ^ 1:08x}"
+            for wrong in (
+                f"{'0' * len(epoch)}.3.{tag}.{check}",
+                f"{epoch}.999.{tag}",
+                f"{epoch}.{offset}.abcdef",
+                f"{epoch}.{offset}.{tag}.{other}",
+            ):
                 count = len(client.records)
                 reply = await client.attach("s", wrong)
                 assert reply["resync"] == "epoch-changed"
