@@ -94,9 +94,9 @@ class Aborts:
         if known is None:
             return
         if known.state in {"cancelling", EndReason.CANCELLED}:
-            self._cancel(session, turn, NOBODY)
+            self._cancel(session, turn, known.by or NOBODY)
         elif known.abort_pending:
-            self.wait(session, turn, NOBODY)
+            self.wait(session, turn, known.by or NOBODY)
 
     def wait(self, session: SessionId, turn: TurnId, by: By) -> None:
         """Cancel a turn after the grace, if it runs here, unless :meth:`take_back` comes first."""
@@ -121,7 +121,7 @@ class Aborts:
                 seconds = min(self._grace_seconds, LOOK_SECONDS)
                 try:
                     # Once it is asked for, its answer counts: the turn may be marked.
-                    mark = await self._journal.cancel(session, turn, user=pending.by.user, only_due=True)
+                    mark = await self._journal.cancel(session, turn, by=pending.by, only_due=True)
                     if isinstance(mark, Cancelling):
                         self._cancel(session, turn, pending.by)
                         return
@@ -145,7 +145,7 @@ class Aborts:
         give_up_at = time.monotonic() + self._grace_seconds
         while True:
             try:
-                await self._journal.abort(session, turn, seconds=None)
+                await self._journal.abort(session, turn, by=NOBODY, seconds=None)
             except StoreUnavailable as error:
                 if time.monotonic() > give_up_at:
                     log.warning("turn.abort-not-taken-back", session=session, turn=turn, error=str(error))

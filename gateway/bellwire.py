@@ -283,12 +283,15 @@ class BellWire:
             self._ears.confirmed(channel)
 
     def _refused(self, reply: object) -> None:
+        is_elsewhere = str(reply).partition(" ")[0] in _NOT_HERE_NOW
+        if is_elsewhere and not self._unanswered:
+            return  # to an unsubscribe: what the server said by itself as the slot moved was taken for it
         if not isinstance(reply, ReplyError) or not self._unanswered:
             raise TypeError("unable to go on; the store said what nobody asked for")
         channel, subscribe = self._unanswered.popleft()
         if not subscribe:
             return
-        if str(reply).partition(" ")[0] in _NOT_HERE_NOW:
+        if is_elsewhere:
             self._ask_later(channel)
             return
         log.error("doorbell.refused", shard=self.shard.name, error=str(reply))

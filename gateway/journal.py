@@ -10,7 +10,10 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from gateway.core.model import (
+    By,
     Cursor,
     Draft,
     NodeId,
@@ -78,9 +81,12 @@ SCRIPTS = (
     _TOUCH,
 )  # fmt: skip
 
+_BY = 7
+"""Where the answer to an append tells who cancelled the turn."""
+
 PAGE_BYTES = 128 * 1024
-"""What one read brings at the most, give or take a record: some 1,000 chunks. A client that takes nothing holds
-as much."""
+"""What one read brings at the most, give or take a record: some 1,000 chunks. A client that takes nothing
+holds as much."""
 
 NEWEST = -1
 """For :meth:`SessionJournal.look`: the newest offset, whichever it is."""
@@ -132,7 +138,7 @@ class SessionJournal:
         digest: str,
         overlap: Overlap,
         path: str,
-        user: str,
+        by: By,
         start: Draft,
         cancelled: Draft,
     ) -> BeginResult:
@@ -146,7 +152,7 @@ class SessionJournal:
             digest: Of path and body: the same turn id with another one is a conflict.
             overlap: What to do when another turn runs.
             path: The chat path.
-            user: Who sends; owns the session if nobody does.
+            by: Who sends; owns the session if nobody does.
             start: The ``turn-start``.
             cancelled: The ``turn-end`` for the case that a cancel came first.
 
@@ -156,11 +162,11 @@ class SessionJournal:
         keys = self._keys(session)
         reply = await self._store.writes.call(
             _BEGIN,
-            (*turn_keys(self._prefix, session, turn), keys.tombstone(turn, user)),
+            (*turn_keys(self._prefix, session, turn), keys.tombstone(turn, by.user)),
             (
                 *self._seen_arguments(session), turn, self._node, token, digest, overlap, self._ttl,
-                path.encode(), user.encode(), stored_kind(start), start.payload, stored_kind(cancelled),
-                cancelled.payload, new_epoch,
+                path.encode(), by.user.encode(), stored_kind(start), start.payload, stored_kind(cancelled),
+                cancelled.payload, new_epoch, _stored_by(by),
             ),
         )  # fmt: skip
         match reply[0]:
@@ -292,22 +298,20 @@ class SessionJournal:
         )
         return bool(epoch.decode() != seen.epoch)
 
-    async def cancel(
-        self, session: SessionId, turn: TurnId, *, user: str, only_due: bool = False
-    ) -> CancelMark:
+    async def cancel(self, session: SessionId, turn: TurnId, *, by: By, only_due: bool = False) -> CancelMark:
         """Mark a turn as to be ended.
 
         Args:
             session: Whose.
             turn: Which.
-            user: Who cancels; one user's wish does not touch another's turn of the same name.
+            by: Who cancels; one user's wish does not touch another's turn of the same name.
             only_due: Only if an abort is pending and due.
         """
         keys = self._keys(session)
         reply = await self._store.writes.call(
             _CANCEL,
-            (keys.turn(turn), keys.tombstone(turn, user), keys.meta),
-            (milliseconds(TOMBSTONE_SECONDS), "due" if only_due else "now", turn),
+            (keys.turn(turn), keys.tombstone(turn, by.user), keys.meta),
+            (milliseconds(TOMBSTONE_SECONDS), "due" if only_due else "now", turn, _stored_by(by)),
         )
         match reply[0]:
             case b"CANCELLING":
@@ -317,11 +321,11 @@ class SessionJournal:
             case _:
                 return NotYet()
 
-    async def abort(self, session: SessionId, turn: TurnId, *, seconds: float | None) -> None:
+    async def abort(self, session: SessionId, turn: TurnId, *, by: By, seconds: float | None) -> None:
         """Set the deadline of an ambiguous abort; ``None`` takes it back."""
         deadline = "" if seconds is None else milliseconds(seconds)
         keys = self._keys(session)
-        await self._store.writes.call(_ABORT, (keys.turn(turn), keys.meta), (deadline, turn))
+        await self._store.writes.call(_ABORT, (keys.turn(turn), keys.meta), (deadline, turn, _stored_by(by)))
 
     async def start(self, session: SessionId, turn: TurnId, fence: Fence) -> bool:
         """A queued turn may go to the backend now; False: it was cancelled or fenced meanwhile."""
@@ -363,13 +367,15 @@ class SessionJournal:
 
     async def turn(self, session: SessionId, turn: TurnId) -> TurnLook | None:
         """What is known of one turn."""
-        state, node, first, refusal, abort = await self._store.reads.call(
+        state, node, first, refusal, abort, by = await self._store.reads.call(
             _TURN, (self._keys(session).turn(turn),), ()
         )
         if not state:
             return None
         found = NodeId(node.decode())
-        return TurnLook(turn, state.decode(), first, found, refusal=refusal, abort_pending=bool(abort))
+        return TurnLook(
+            turn, state.decode(), first, found, refusal=refusal, abort_pending=bool(abort), by=_by(by)
+        )
 
     async def read(
         self, session: SessionId, *, after: int, check: str = "", limit_bytes: int = PAGE_BYTES
@@ -414,7 +420,8 @@ class SessionJournal:
             case b"APPENDED":
                 epoch, check = reply[1].decode(), reply[6].decode()
                 self._seen.note(session, epoch, reply[2], check)
-                return Appended(epoch, reply[2], reply[3], reply[4].decode(), reply[5].decode(), check)
+                by = _by(reply[_BY]) if len(reply) > _BY else None
+                return Appended(epoch, reply[2], reply[3], reply[4].decode(), reply[5].decode(), check, by)
             case b"BEHIND":
                 return Behind(reply[1].decode(), reply[2], reply[3])
             case b"ENDED":
@@ -437,6 +444,14 @@ class SessionJournal:
 def milliseconds(seconds: float) -> int:
     """Redis counts in them."""
     return max(1, round(seconds * 1000))
+
+
+def _stored_by(by: By) -> bytes:
+    return msgspec.json.encode(by)
+
+
+def _by(stored: bytes) -> By | None:
+    return msgspec.json.decode(stored, type=By) if stored else None
 
 
 def stored_kind(draft: Draft) -> str:

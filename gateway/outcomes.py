@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from gateway.core.model import By  # noqa: TC001 - msgspec reads the annotation
+
 if TYPE_CHECKING:
     from gateway.core.model import Cursor, NodeId, Record, TurnId
 
@@ -102,6 +104,7 @@ class Appended(msgspec.Struct, frozen=True):
         state: The turn's: ``cancelling`` when a cancel is asked for.
         before: The check before the first record that was new.
         check: Of the newest record.
+        by: Who asked for a cancel, or will have at the end of an abort's grace.
     """
 
     epoch: str
@@ -110,6 +113,7 @@ class Appended(msgspec.Struct, frozen=True):
     state: str
     before: str = ""
     check: str = ""
+    by: By | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +217,7 @@ class TurnLook:
         was_read: A client has read it to its end.
         refusal: What the backend answered instead of a stream, as JSON; only from :meth:`turn`.
         abort_pending: An ambiguous abort is about to cancel it.
+        by: Who cancels it; only from :meth:`turn`.
     """
 
     turn: TurnId
@@ -222,6 +227,7 @@ class TurnLook:
     was_read: bool = False
     refusal: bytes = b""
     abort_pending: bool = False
+    by: By | None = None
 
     @property
     def is_running(self) -> bool:

@@ -61,6 +61,7 @@ class TurnProducer:
         budget: Shared by the node's producers.
         publish: Shows records to this node's subscribers; called in journal order.
         suspect: Told when the session's journal lost what others wrote.
+        cancelled: Told when the journal says that the turn is to be ended, and by whom.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class TurnProducer:
         budget: Budget,
         publish: Callable[[SessionId, Sequence[Record]], None],
         suspect: Callable[[SessionId], None],
+        cancelled: Callable[[By], None],
     ) -> None:
         self.assignment = assignment
         self.ended: asyncio.Future[EndReason | None] = asyncio.get_running_loop().create_future()
@@ -85,7 +87,7 @@ class TurnProducer:
             journal=journal,
             publish=publish,
             suspect=suspect,
-            cancelled=lambda: self.cancel(By()),
+            cancelled=cancelled,
             away=self._store_is_away,
         )
         self._released = asyncio.Event()

@@ -231,7 +231,7 @@ class Sends:
                 digest=_digest(request),
                 overlap=request.overlap,
                 path=request.chat_path,
-                user=request.by.user,
+                by=request.by,
                 start=start,
                 cancelled=wire.turn_end(End(EndReason.CANCELLED, by=request.by)),
             )

@@ -339,7 +339,7 @@ class Sessions:
 
     async def _cancel(self, session: SessionId, turn: TurnId, by: By) -> CancelResult:
         try:
-            mark = await self._journal.cancel(session, turn, user=by.user)
+            mark = await self._journal.cancel(session, turn, by=by)
         except (StoreUnavailable, StoreError) as error:
             # The model need not wait for the store; the client's answer does.
             self._turns.cancel(session, turn, by)
@@ -373,7 +373,7 @@ class Sessions:
     async def abort(self, session: SessionId, turn: TurnId, by: By) -> None:
         """An ambiguous abort: cancel after the grace, unless the session is resumed meanwhile."""
         try:
-            await self._journal.abort(session, turn, seconds=self._config.abort_grace_seconds)
+            await self._journal.abort(session, turn, by=by, seconds=self._config.abort_grace_seconds)
         except (StoreUnavailable, StoreError) as error:
             raise store_refusal(error) from error
         self._turns.abort_after_grace(session, turn, by)

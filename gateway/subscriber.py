@@ -47,6 +47,7 @@ class Tails(Protocol):
 
     async def page(self, session: SessionId, *, after: int, check: str) -> Page:
         """Read the journal."""
+        ...
 
     def renew(self, subscriber: Subscriber) -> None:
         """Give it another tail, for the journal of its own is gone."""

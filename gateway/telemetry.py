@@ -107,7 +107,7 @@ cancel_seconds = Histogram(
 )
 repaired_records = Counter(
     "gateway_repaired_records_total",
-    "Records that a failover of the store lost and a producer wrote again. Above zero: the store loses writes.",
+    "Records that a failover lost and a producer wrote again. Above zero: the store loses writes.",
     registry=registry,
 )
 renewed_epochs = Counter(

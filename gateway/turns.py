@@ -115,6 +115,7 @@ class RunningTurns:
             budget=self.budget,
             publish=self._hub.publish,
             suspect=self._repairs.suspect,
+            cancelled=lambda by: self._cancelled_elsewhere(assignment, by),
         )
         key = assignment.session, assignment.turn
         self._producers[key] = producer
@@ -191,6 +192,9 @@ class RunningTurns:
                 self._cancelled.add(producer)
                 self._tell_cancelled(producer, by)
         return producer
+
+    def _cancelled_elsewhere(self, assignment: Assignment, by: By) -> None:
+        self.cancel(assignment.session, assignment.turn, by)
 
     def _tell_cancelled(self, producer: TurnProducer, by: By) -> None:
         session, turn = producer.assignment.session, producer.assignment.turn

@@ -7,6 +7,7 @@ repeated, and records that the journal forgot are written where they stood (:mod
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 from gateway import telemetry
-from gateway.core.model import Cursor, EndReason, Record, next_check, turn_tag
+from gateway.core.model import By, Cursor, EndReason, Record, next_check, turn_tag
 from gateway.core.placement import NOT_KNOWN_THERE, Found, GoOn, Placement, Restore, Wait
 from gateway.core.wire import turn_end
 from gateway.journal import stored_kind
@@ -65,7 +66,7 @@ class TurnWriter:
         journal: Where to.
         publish: Shows records to this node's subscribers; called in journal order.
         suspect: Told of a loss that is not this turn's.
-        cancelled: Told when the journal says that the turn is to be ended.
+        cancelled: Told when the journal says that the turn is to be ended, and by whom.
         away: Told each time the store did not answer, with the seconds since it last did.
     """
 
@@ -76,7 +77,7 @@ class TurnWriter:
         journal: SessionJournal,
         publish: Callable[[SessionId, Sequence[Record]], None],
         suspect: Callable[[SessionId], None],
-        cancelled: Callable[[], None],
+        cancelled: Callable[[By], None],
         away: Callable[[float], None],
     ) -> None:
         self.end: End | None = None
@@ -97,6 +98,7 @@ class TurnWriter:
         self._tag = turn_tag(assignment.turn)
         self._dirty = asyncio.Event()
         self._must_ask = False
+        self._is_wanted = asyncio.Event()
         self._was_quiet = False
 
     @property
@@ -124,6 +126,7 @@ class TurnWriter:
         """Look soon how the turn stands in the journal: cancelled, sealed, with something lost, or well."""
         self._must_ask = True
         self._dirty.set()
+        self._is_wanted.set()
 
     def was_quiet(self) -> bool:
         """Whether nothing was asked of the journal since the last time that this was called."""
@@ -191,7 +194,7 @@ class TurnWriter:
         if batch:
             self._show(result, batch, certain=certain)
         if result.state == "cancelling":
-            self._cancelled()
+            self._cancelled(result.by or By())
 
     async def _append_end(self, end: End) -> bool:
         """Journal the end; False: something before it was lost."""
@@ -279,7 +282,10 @@ class TurnWriter:
             self._publish(turn.session, ())
         elif isinstance(result, Rewound):
             # Below what is lost here others have written too: this is another history by now.
-            await self._restore(found, replace(restore, renews=True))
+            is_known = found.count != NOT_KNOWN_THERE
+            await self._restore(
+                found, replace(restore, renews=True) if is_known else Restore(0, 0, renews=True)
+            )
         elif isinstance(result, Fenced) and certain:
             raise NotOurs("fenced")
         else:  # it is not as it was found: look again
@@ -296,10 +302,17 @@ class TurnWriter:
                 return await call(), attempt == 0
             except StoreUnavailable:
                 self._away(time.monotonic() - away_since)
-                await asyncio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
+                await self._pause(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
                 attempt += 1
             except StoreError:
                 raise NotOurs("refused") from None
+
+    async def _pause(self, seconds: float) -> None:
+        """Before the next attempt; shorter when somebody knows that the store is back."""
+        self._is_wanted.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._is_wanted.wait()
 
     # -- what is known of it
 

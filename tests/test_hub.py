@@ -19,6 +19,7 @@ from gateway import doorbell, journal, store, subscriber, tailreader, telemetry
 from gateway.core import tail as tail_module
 from gateway.core.attachment import place
 from gateway.core.model import (
+    By,
     Cursor,
     Draft,
     NodeId,
@@ -166,7 +167,7 @@ class Chat:
         start = Draft(RecordKind.TURN_START, b"start")
         result = await self.journal.begin(
             SESSION, turn, token="token", new_epoch=epoch, digest="d",
-            overlap=Overlap.PARALLEL, path="/", user="", start=start, cancelled=start,
+            overlap=Overlap.PARALLEL, path="/", by=By(), start=start, cancelled=start,
         )  # fmt: skip
         assert isinstance(result, Begun)
         self.fence, self.count, self.last = result.fence, 0, result.start.offset
@@ -762,8 +763,7 @@ async def test_who_is_too_far_behind_is_told(chat: Chat) -> None:
 async def test_who_reads_on_is_never_too_far_behind(chat: Chat) -> None:
     """The lag is what is unread, not what was ever written; an old history is no lag."""
     await chat.begin()
-    for _ in range(3):
-        await chat.append(60, 1000)
+    await chat.append(90, 1000)
     reader = await chat.reader()
     for _ in range(8):
         await chat.write(20, 1000)

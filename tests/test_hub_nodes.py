@@ -15,6 +15,7 @@ from gateway import doorbell, journal
 from gateway.core import tail as tail_module
 from gateway.core.attachment import place
 from gateway.core.model import (
+    By,
     Cursor,
     Draft,
     NodeId,
@@ -167,7 +168,7 @@ class World:
         start = Draft(RecordKind.TURN_START, b"start")
         result = await side.journal.begin(
             SESSION, TURN, token="token", new_epoch="aa", digest="d", overlap=Overlap.PARALLEL, path="/",
-            user="", start=start, cancelled=start,
+            by=By(), start=start, cancelled=start,
         )  # fmt: skip
         assert isinstance(result, Begun)
         self.fence, self.count = result.fence, 0

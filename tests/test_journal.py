@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from gateway import journal, lease, outcomes
 from gateway import seen as seen_module
 from gateway.core.model import (
+    By,
     Cursor,
     Draft,
     NodeId,
@@ -134,7 +135,7 @@ class Bench:
             digest=digest,
             overlap=overlap,
             path="/api/chat",
-            user=user,
+            by=By(user=user),
             start=Draft(RecordKind.TURN_START, f"start {turn}".encode()),
             cancelled=turn_end("cancelled"),
         )
@@ -164,7 +165,7 @@ class Bench:
         )
 
     async def cancel(self, turn: str, *, user: str = "") -> CancelMark:
-        return await self.journal.cancel(SESSION, TurnId(turn), user=user)
+        return await self.journal.cancel(SESSION, TurnId(turn), by=By(user=user))
 
     async def payloads(self, session: SessionId = SESSION) -> list[str]:
         """Everything, read in small pages; and the offsets are 1, 2, 3 ..."""
@@ -803,10 +804,10 @@ async def test_who_produces_is_told_of_what_happened_to_its_turn(bench: Bench, u
     await bench.begin("t1")
     turn = TurnId("t1")
     async with listening(bench, url) as rung:
-        await bench.journal.abort(SESSION, turn, seconds=60)
+        await bench.journal.abort(SESSION, turn, by=By(), seconds=60)
         assert await rung() == ["c t1"]
-        await bench.journal.abort(SESSION, turn, seconds=None)
-        await bench.journal.cancel(SESSION, turn, user="", only_due=True)
+        await bench.journal.abort(SESSION, turn, by=By(), seconds=None)
+        await bench.journal.cancel(SESSION, turn, by=By(), only_due=True)
         await bench.cancel("t9")
         assert await rung() == []
         await bench.cancel("t1")
@@ -817,7 +818,7 @@ async def test_who_produces_is_told_of_what_happened_to_its_turn(bench: Bench, u
         await bench.end("t2", 0)
         await rung()
         await bench.cancel("t1")
-        await bench.journal.abort(SESSION, turn, seconds=60)
+        await bench.journal.abort(SESSION, turn, by=By(), seconds=60)
         assert await rung() == []
 
 
@@ -870,13 +871,13 @@ async def test_an_abort_that_is_due_is_told_to_who_produces(bench: Bench, drafts
     """Nobody else need be alive to carry it out; before its time it says nothing."""
     await bench.begin("t1")
     turn = TurnId("t1")
-    await bench.journal.abort(SESSION, turn, seconds=60)
+    await bench.journal.abort(SESSION, turn, by=By(), seconds=60)
     first = await bench.append("t1", 0, chunks(0, drafts))
     assert isinstance(first, Appended)
     assert first.state == "running"
     [look] = (await bench.journal.look(SESSION)).turns
     assert look.abort_pending
-    await bench.journal.abort(SESSION, turn, seconds=0.001)
+    await bench.journal.abort(SESSION, turn, by=By(), seconds=0.001)
     await bench.passed(2)
     for _ in range(2):
         due = await bench.append("t1", drafts, chunks(drafts, 2 * drafts))
@@ -931,23 +932,23 @@ async def test_an_abort_is_due_at_its_deadline_and_can_be_taken_back(bench: Benc
     turn = TurnId("t1")
 
     async def due() -> CancelMark:
-        return await bench.journal.cancel(SESSION, turn, user="", only_due=True)
+        return await bench.journal.cancel(SESSION, turn, by=By(), only_due=True)
 
     assert await due() == NotYet()
-    await bench.journal.abort(SESSION, turn, seconds=60)
+    await bench.journal.abort(SESSION, turn, by=By(), seconds=60)
     assert await due() == NotYet()
-    await bench.journal.abort(SESSION, turn, seconds=0.001)
-    await bench.journal.abort(SESSION, turn, seconds=None)
+    await bench.journal.abort(SESSION, turn, by=By(), seconds=0.001)
+    await bench.journal.abort(SESSION, turn, by=By(), seconds=None)
     await bench.passed(2)
     assert await due() == NotYet()
-    await bench.journal.abort(SESSION, turn, seconds=0.001)
+    await bench.journal.abort(SESSION, turn, by=By(), seconds=0.001)
     await bench.passed(2)
     assert await due() == Cancelling(NODE)
     await bench.end("t1", 0, "cancelled")
-    await bench.journal.abort(SESSION, turn, seconds=0.001)
+    await bench.journal.abort(SESSION, turn, by=By(), seconds=0.001)
     await bench.passed(2)
     assert await due() == Ended("cancelled")
-    assert await bench.journal.cancel(SESSION, TurnId("t9"), user="", only_due=True) == NotYet()
+    assert await bench.journal.cancel(SESSION, TurnId("t9"), by=By(), only_due=True) == NotYet()
     assert not [key for key in bench.stored_keys() if "tombstone" in key]
 
 
@@ -996,7 +997,7 @@ async def test_a_session_that_does_not_exist_is_empty_and_not_made(bench: Bench)
     page = await bench.journal.read(SESSION, after=0)
     assert (page.epoch, page.last, page.base, page.records) == ("", 0, 1, ())
     await bench.journal.mark_read(SESSION, TurnId("t1"))
-    await bench.journal.abort(SESSION, TurnId("t1"), seconds=1)
+    await bench.journal.abort(SESSION, TurnId("t1"), by=By(), seconds=1)
     assert await bench.journal.start(SESSION, TurnId("t1"), Fence(1, ""))  # lost: its producer brings it back
     assert bench.stored_keys() == []
 
@@ -1184,7 +1185,7 @@ async def test_every_key_expires(bench: Bench) -> None:
     await bench.begin("t3")
     await bench.cancel("t4")
     await bench.journal.mark_read(SESSION, TurnId("t1"))
-    await bench.journal.abort(SESSION, TurnId("t2"), seconds=1)
+    await bench.journal.abort(SESSION, TurnId("t2"), by=By(), seconds=1)
     await bench.seal("t2")
     await bench.trim(1)
     place = lease.Lease(bench.store, node=NODE, prefix=bench.prefix, lease_seconds=1)

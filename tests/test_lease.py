@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from gateway import journal, lease
-from gateway.core.model import Draft, NodeId, Overlap, RecordKind, SessionId, TurnId
+from gateway.core.model import By, Draft, NodeId, Overlap, RecordKind, SessionId, TurnId
 from gateway.journal import SessionJournal
 from gateway.lease import Lease
 from gateway.outcomes import Appended, Begun, Fenced
@@ -176,7 +176,7 @@ async def test_the_turns_of_a_dead_node_are_ended_by_another(nodes: Nodes) -> No
             start = Draft(RecordKind.TURN_START, b"start")
             result = await pages_of(place.node).begin(
                 SESSION, TurnId(turn), token=turn, new_epoch="aa", digest="d",
-                overlap=Overlap.PARALLEL, path="/", user="", start=start, cancelled=END,
+                overlap=Overlap.PARALLEL, path="/", by=By(), start=start, cancelled=END,
             )  # fmt: skip
             assert isinstance(result, Begun)
             fences[turn] = result.fence

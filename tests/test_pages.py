@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway import journal, pages
-from gateway.core.model import Draft, NodeId, Overlap, RecordKind, SessionId, TurnId
+from gateway.core.model import By, Draft, NodeId, Overlap, RecordKind, SessionId, TurnId
 from gateway.journal import SessionJournal
 from gateway.pages import Pages
 from gateway.store import Store
@@ -54,7 +54,7 @@ async def gated(valkey_url: str, request: pytest.FixtureRequest) -> AsyncIterato
         start = Draft(RecordKind.TURN_START, b"start")
         await found.begin(
             SESSION, TurnId("turn"), token="token", new_epoch="aa", digest="d", overlap=Overlap.PARALLEL,
-            path="/", user="", start=start, cancelled=start,
+            path="/", by=By(), start=start, cancelled=start,
         )  # fmt: skip
         yield found
 

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from gateway import journal, lease
-from gateway.core.model import Draft, NodeId, Overlap, RecordKind, SessionId, TurnId
+from gateway.core.model import By, Draft, NodeId, Overlap, RecordKind, SessionId, TurnId
 from gateway.journal import SessionJournal
 from gateway.outcomes import Appended, Begun, Cancelling, Ended
 from gateway.store import Lane, Script, Store, StoreError, StoreUnavailable, load_script
@@ -444,7 +444,7 @@ async def test_a_full_server_refuses_sends_and_still_ends_turns(
     async def begin(turn: str, overlap: Overlap = Overlap.PARALLEL) -> Begun:
         result = await full.begin(
             SESSION, TurnId(turn), token="token", new_epoch="ab", digest="d", overlap=overlap,
-            path="/", user="", start=Draft(RecordKind.TURN_START, b"start"), cancelled=ending,
+            path="/", by=By(), start=Draft(RecordKind.TURN_START, b"start"), cancelled=ending,
         )  # fmt: skip
         assert isinstance(result, Begun)
         return result
@@ -463,16 +463,16 @@ async def test_a_full_server_refuses_sends_and_still_ends_turns(
         await full.append(SESSION, one, fence, index=0, drafts=[Draft(RecordKind.CHUNK, b"c")])
     assert (await full.read(SESSION, after=0)).last == 3
     assert len((await full.look(SESSION)).turns) == 3
-    assert await full.cancel(SESSION, one, user="") == Cancelling(NODE)
+    assert await full.cancel(SESSION, one, by=By()) == Cancelling(NODE)
     assert await full.start(SESSION, TurnId("t3"), queued)
-    await full.abort(SESSION, TurnId("t3"), seconds=9)
-    await full.abort(SESSION, TurnId("t3"), seconds=None)
+    await full.abort(SESSION, TurnId("t3"), by=By(), seconds=9)
+    await full.abort(SESSION, TurnId("t3"), by=By(), seconds=None)
     ended = await full.end(SESSION, one, fence, index=0, reason="cancelled", drafts=[ending])
     assert isinstance(ended, Appended)
     sealed = await full.seal(SESSION, two, node=NODE, reason="interrupted", end=ending)
     assert isinstance(sealed, Appended)
     await full.mark_read(SESSION, one)
-    assert await full.cancel(SESSION, one, user="") == Ended("cancelled")
+    assert await full.cancel(SESSION, one, by=By()) == Ended("cancelled")
     await node.check()
     await node.leave()
 

@@ -149,7 +149,8 @@ class Placement:
                 return Restore(0, 0, renews=not found.epoch)
             return GoOn(found.count)
         if found.count == NOT_KNOWN_THERE:
-            if found.last >= seen and not found.rewound:
+            newest = max(seen, self.start, *self._offsets[-1:])
+            if found.last >= newest and not found.rewound:
                 return Restore(self.count, self.start, renews=False)  # only the turn's own key is gone
             lost = array("q", [self.start]) + self._offsets
             return Restore(0, 0, renews=not _is_the_end(lost, found.last, seen))

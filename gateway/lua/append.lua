@@ -6,7 +6,7 @@
 --       10, 11 ... kind, payload of each record
 --
 -- Returns {'APPENDED', epoch, newest offset, how many of the turn's records are journalled now, state,
---          check before the first one that was new, check of the newest record}
+--          check before the first one that was new, check of the newest record, who cancelled it (JSON) or ''}
 --         {'BEHIND', epoch, newest offset, count}: ask again from that index
 --         {'FENCED'}: another may write this turn   {'ENDED', reason}
 --         {'LOST', epoch or '', newest offset, 1 if what the caller has seen is lost too}: the turn is gone, or
@@ -34,4 +34,4 @@ if new > 0 then
   end
   ring(meta, 'r ' .. ARGV[9])
 end
-return {'APPENDED', found.epoch, last, count, state, found.check, check}
+return {'APPENDED', found.epoch, last, count, state, found.check, check, found.by}

@@ -10,4 +10,4 @@ local refusal, found = examined(meta, journal, turn)
 if refusal then return refusal end
 if tonumber(ARGV[7]) > found.count then return {'BEHIND', found.epoch, found.last, found.count} end
 local state = state_after_abort(turn, found, now_ms())
-return {'APPENDED', found.epoch, found.last, found.count, state, found.check, found.check}
+return {'APPENDED', found.epoch, found.last, found.count, state, found.check, found.check, found.by}

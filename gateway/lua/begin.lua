@@ -4,7 +4,7 @@
 -- KEYS: meta, journal, turns, turn, tombstone
 -- ARGV: 1 ... 3 seen, 4 turn id, 5 node, 6 token, 7 digest, 8 overlap, 9 ttl ms, 10 path, 11 user,
 --       12 kind of the start, 13 its payload, 14 kind and 15 payload of the end if a cancel came first,
---       16 new epoch
+--       16 new epoch, 17 by whom the others are cancelled (JSON)
 --
 -- Returns {'BEGUN', epoch, offset of the start, check of the start, fence, the turns to wait for ...}
 --         {'CANCELLED', epoch, offset of the start}: a cancel came first; start and end are journalled
@@ -64,7 +64,7 @@ elseif ARGV[8] == 'interrupt' then
   for _, other in ipairs(running) do
     local _, id = split_member(other)
     local key = turn_key_of(meta, id)
-    redis.call('HSET', key, 'state', 'cancelling')
+    redis.call('HSET', key, 'state', 'cancelling', 'by', ARGV[17])
     redis.call('HDEL', key, 'abort_at')
     table.insert(waits_for, id)
     ring(meta, 'c ' .. id)

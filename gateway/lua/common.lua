@@ -99,14 +99,16 @@ end
 -- What a turn's producer may not go on with, as the answer to it; or nothing, then the turn and the journal's head.
 -- ARGV: 4 turn id, 5 fence, 6 token
 local function examined(meta, journal, turn)
-  local known = redis.call('HMGET', turn, 'epoch', 'fence', 'token', 'count', 'state', 'touched', 'first', 'abort_at')
+  local known = redis.call('HMGET', turn, 'epoch', 'fence', 'token', 'count', 'state', 'touched', 'first', 'abort_at',
+    'by')
   local epoch, last, _, check = head_of(meta, journal)
   if not known[1] or epoch ~= known[1] then return lost(journal, epoch, last, check) end
   if known[2] ~= ARGV[5] or known[3] ~= ARGV[6] then return {'FENCED'} end
   if not is_running(known[5]) then return {'ENDED', known[5]} end
   local found = {
     epoch = epoch, last = last, check = check, count = tonumber(known[4]), state = known[5],
-    touched = tonumber(known[6]), member = known[7] .. '/' .. ARGV[4], abort_at = tonumber(known[8] or 'inf')
+    touched = tonumber(known[6]), member = known[7] .. '/' .. ARGV[4], abort_at = tonumber(known[8] or 'inf'),
+    by = known[9] or ''
   }
   if is_rewound(journal, epoch, last, check) then return {'REWOUND', epoch, last, found.count} end
   return nil, found

@@ -8,7 +8,8 @@
 --       14 how many of the turn's records are journalled before these, 15 ... 17 seen, 18, 19 ... kind, payload
 --
 -- Returns {'APPENDED', epoch, newest offset, count, state, check before, check of the newest record}
---         {'REWOUND', epoch, newest offset, count}: with these it would have another history than was seen
+--         {'REWOUND', epoch, newest offset, count}: with these it would have another history than was seen, or the
+--         turn is not there as it was said to be
 --         {'MOVED'}: the journal is not as it was found   {'FENCED'}   {'ENDED', reason}
 local meta, journal, turns, turn = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local epoch, last, base, check = head_of(meta, journal)
@@ -28,6 +29,14 @@ if ARGV[7] == epoch and ARGV[15] == epoch then
       return {'REWOUND', epoch, last, tonumber(ARGV[3])}
     end
   end
+end
+if not is_known and tonumber(ARGV[13]) > 0 then
+  -- Only the turn's own key is said to be gone: then its records are all there, as many as it says.
+  local held = 0
+  for offset = tonumber(ARGV[13]), last do
+    if record_at(journal, offset) == ARGV[4] then held = held + 1 end
+  end
+  if held ~= tonumber(ARGV[14]) + 1 then return {'REWOUND', epoch, last, -1} end
 end
 local kept = ARGV[7] ~= epoch and epoch and turns_of_epoch(meta, turns, epoch) or {}
 

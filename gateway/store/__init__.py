@@ -1,4 +1,4 @@
-"""The connection to Redis or Valkey: one server, one behind Sentinel, or a cluster; asked by scripts, in order."""
+"""Redis or Valkey: one server, one behind Sentinel, or a cluster; asked by scripts, in order."""
 
 from gateway.store.calls import Argument
 from gateway.store.lane import Lane

@@ -33,14 +33,19 @@ def server_pool(address: StoreAddress, host: Host | None = None) -> ConnectionPo
         address: Who we are, and with what TLS.
         host: Which server, if not the address's.
     """
-    common = _common() | _credentials(address.username, address.password) | {"db": address.database}
+    common: dict[str, Any] = {
+        **_common(),
+        **_credentials(address.username, address.password),
+        "db": address.database,
+    }
     if address.kind is Kind.SOCKET:
         return ConnectionPool(UnixDomainSocketConnection, path=address.path, **common)
     host = host or address.hosts[0]
-    common |= {"host": host.host, "port": host.port}
+    common.update(host=host.host, port=host.port)
     if address.tls is None:
         return ConnectionPool(Connection, **common)
-    return ConnectionPool(SSLConnection, **(common | address.tls))
+    common.update(address.tls)
+    return ConnectionPool(SSLConnection, **common)
 
 
 class PrimaryPool:
@@ -107,7 +112,7 @@ async def _greet_primary(connection: AbstractConnection) -> None:
         role = await connection.read_response()
     except NoPermissionError:  # an ACL may keep it from us; then the first write tells
         return
-    if role[0] not in {b"master", "master"}:
+    if not role or role[0] not in {b"master", "master"}:
         raise ConnectionFailed("the sentinels named a server that is no primary")
 
 

