@@ -284,19 +284,18 @@ class SessionJournal:
         """Give the journal a new epoch if it has lost what this node has seen of it; what survived is kept.
 
         Returns:
-            Whether it has another epoch now than the one seen.
+            Whether this call did; not if another was quicker, or the journal is whole again.
 
         Raises:
             StoreUnavailable: Nothing is known; repeat it.
         """
         keys = self._keys(session)
-        seen = self._seen.get(session)
-        _, epoch, _ = await self._store.writes.call(
+        what, *_ = await self._store.writes.call(
             _RENEW,
             (keys.meta, keys.journal, keys.turns),
             (*self._seen_arguments(session), new_epoch, self._ttl, self._node),
         )
-        return bool(epoch.decode() != seen.epoch)
+        return bool(what == b"RENEWED")
 
     async def cancel(self, session: SessionId, turn: TurnId, *, by: By, only_due: bool = False) -> CancelMark:
         """Mark a turn as to be ended.

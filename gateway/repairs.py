@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from gateway.core.model import Cursor, SessionId
     from gateway.journal import SessionJournal
-    from gateway.outcomes import Seen
+    from gateway.outcomes import Look, Seen
 
 log = structlog.get_logger(__name__)
 
@@ -98,22 +98,18 @@ class Repairs:
                 if look.epoch != seen.epoch or not look.rewound:
                     return
                 if loop.time() >= renew_at:
-                    await self._journal.renew(session, secrets.token_hex(8))
-                    telemetry.renewed_epochs.inc()
-                    self.renewed(session)
-                    log.error(
-                        "journal.renewed",
-                        session=session,
-                        epoch=seen.epoch,
-                        seen=seen.offset,
-                        found=look.last,
-                    )
+                    if await self._journal.renew(session, secrets.token_hex(8)):
+                        self._tell(session, seen, look)
                     return
             except (StoreUnavailable, StoreError):
-                # Nobody can write anything back meanwhile.
-                renew_at = loop.time() + self._wait_seconds
                 await asyncio.sleep(RETRY_SECONDS)
+                renew_at = loop.time() + self._wait_seconds  # nobody could write anything back meanwhile
             await asyncio.sleep(LOOK_SECONDS)
+
+    def _tell(self, session: SessionId, seen: Seen, look: Look) -> None:
+        telemetry.renewed_epochs.inc()
+        log.error("journal.renewed", session=session, epoch=seen.epoch, seen=seen.offset, found=look.last)
+        self.renewed(session)
 
     def _done(self, session: SessionId, task: asyncio.Task[None]) -> None:
         del self._tasks[session]
