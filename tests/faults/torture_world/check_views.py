@@ -23,24 +23,24 @@ def each_view_is_dense(facts: Facts) -> Iterator[Violation]:
         for index, (_, raw) in enumerate(reading.lines):
             line = decode(raw)
             found = epoch_of(line["cursor"])
-            around = (
-                f"asked {reading.asked}, told {reading.cursor} at {reading.at - facts.history.began_at:.3f}",
-                *lines_around(reading.lines, index, facts.history.began_at),
-            )
+            text = ""
             if line["offset"] != expected:
                 kind = "a gap" if line["offset"] > expected else "again"
                 text = f"{kind}: {reading.name} was told {line['offset']} where {expected} is next"
-                yield Violation("G2", reading.session, text, around)
-                break
-            if found != epoch and (epoch or reading.offset):
+            elif found != epoch and (epoch or reading.offset):
                 text = f"another epoch without a resync: {reading.name} at offset {line['offset']}"
-                yield Violation("G2", reading.session, text, around)
-                break
-            if offset_of(line["cursor"]) != line["offset"] or line["session"] != reading.session:
+            elif offset_of(line["cursor"]) != line["offset"] or line["session"] != reading.session:
                 text = f"the cursor is not of its record: {reading.name}"
-                yield Violation("G2", reading.session, text, around)
+            if text:
+                yield Violation("G2", reading.session, text, _around(facts, reading, index))
                 break
             expected, epoch = expected + 1, found
+
+
+def _around(facts: Facts, reading: Reading, index: int) -> tuple[str, ...]:
+    began_at = facts.history.began_at
+    asked = f"asked {reading.asked}, told {reading.cursor} at {reading.at - began_at:.3f}"
+    return (asked, *lines_around(reading.lines, index, began_at))
 
 
 def each_view_begins_where_it_was_asked_to(facts: Facts) -> Iterator[Violation]:
