@@ -1,4 +1,4 @@
-"""``python -m bench``: direct, nginx, each wire of the gateway, and the client, in one run (Linux)."""
+"""``python -m bench``: direct, nginx, each wire of the gateway, the client, nodes, in one run (Linux)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from bench.answers import BenchError
 from bench.measure import measure
 from bench.measure_client import measure_client
+from bench.measure_nodes import measure_nodes
 from bench.node import has_client
 from bench.plan import FULL, QUICK
-from bench.report import NO_CLIENT, report, report_client
+from bench.report import NO_CLIENT, report, report_client, report_nodes
 from bench.rig import has_nginx
 
 
@@ -19,15 +20,15 @@ def main() -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short repetition: whether it works")
-    parser.add_argument("--only", choices=["client"], help="measure this part alone")
+    parser.add_argument("--only", choices=["client", "nodes"], help="measure this part alone")
     arguments = parser.parse_args()
     missing = _missing()
     for line in missing:
         _tell(line)
-    if not Path("/proc/self/schedstat").exists() or (arguments.only and NO_CLIENT in missing):
+    if not Path("/proc/self/schedstat").exists() or (arguments.only == "client" and NO_CLIENT in missing):
         return 1
     try:
-        print(_measured(quick=arguments.quick, only_client=arguments.only == "client"))
+        print(_measured(quick=arguments.quick, only=arguments.only))
     except BenchError as error:
         _tell(str(error))
         return 1
@@ -45,12 +46,17 @@ def _missing() -> list[str]:
     return found
 
 
-def _measured(*, quick: bool, only_client: bool) -> str:
+def _measured(*, quick: bool, only: str | None) -> str:
     plan, command = (QUICK, "python -m bench --quick") if quick else (FULL, "make bench")
-    if only_client:
-        command = f"python -m bench{' --quick' if quick else ''} --only client"
+    if only is not None:
+        command = f"python -m bench{' --quick' if quick else ''} --only {only}"
+    if only == "client":
         return report_client(measure_client(plan.client, plan.settle_seconds, _tell), command)
-    return report(measure(plan, _tell), command)
+    if only == "nodes":
+        return report_nodes(measure_nodes(plan.nodes, plan.settle_seconds, _tell), command)
+    results = measure(plan, _tell)
+    results.nodes = measure_nodes(plan.nodes, plan.settle_seconds, _tell)
+    return report(results, command)
 
 
 def _tell(line: str) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import re
 from dataclasses import dataclass, field
 
-_DELTA = re.compile(rb'"delta":"(\d{8})\.(\d{20})"')
+DELTA = re.compile(rb'"delta":"(\d{8})\.(\d{20})"')
 
 
 class BenchError(Exception):
@@ -50,7 +50,7 @@ class Answer:
     def take(self, text: bytes, now: int) -> None:
         """Look at whole events or frames."""
         meter = self._meter
-        found = _DELTA.findall(text)
+        found = DELTA.findall(text)
         expected = self._next
         for index, stamp in found:
             if int(index) != expected:

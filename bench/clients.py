@@ -1,6 +1,6 @@
 """Fast clients: each wire as a raw asyncio protocol that checks every chunk and keeps every latency.
 
-They parse what these servers write and no more: chunked HTTP/1.1 answers, unmasked unfragmented text frames.
+They parse what these servers write and no more, such as answers of HTTP/1.1 that are chunked.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ import asyncio
 import json
 import time
 from enum import StrEnum
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from bench.answers import Answer, BenchError
+from bench.answers import BenchError
+from bench.frames import SESSION_PATH, FrameClient
+
+if TYPE_CHECKING:
+    from bench.answers import Answer
 
 SECONDS = 60.0
 """Longest wait for anything."""
 
-_HANDSHAKE = (
-    "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{protocol}\r\n"
-)
-
 CHAT_PATH = "/api/chat"
+COMMANDS_PATH = "/gateway/v1/commands"
 
 
 class Wire(StrEnum):
@@ -32,14 +32,16 @@ class Wire(StrEnum):
     SESSION = "session"
 
 
-class Client(asyncio.Protocol):
-    """A connection that reads one answer."""
+class HttpClient(asyncio.Protocol):
+    """Reads an event stream."""
 
     transport: asyncio.Transport
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self._rest = b""
+        self._in_body = False
+        self._text = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio."""
@@ -52,15 +54,6 @@ class Client(asyncio.Protocol):
     def close(self) -> None:
         """Leave, whatever is under way."""
         self.transport.abort()
-
-
-class HttpClient(Client):
-    """Reads an event stream."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer)
-        self._in_body = False
-        self._text = b""
 
     def request(self, method: str, path: str, body: bytes = b"") -> None:
         """Ask."""
@@ -104,78 +97,24 @@ class HttpClient(Client):
         return ended
 
 
-class SocketClient(Client):
+class SocketClient(FrameClient):
     """Speaks either WebSocket wire."""
 
     def __init__(self, answer: Answer, wire: Wire) -> None:
-        super().__init__(answer)
-        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        is_session = wire is Wire.SESSION
+        super().__init__(SESSION_PATH if is_session else CHAT_PATH, is_session=is_session)
+        self.answer = answer
         self.reply: asyncio.Future[tuple[int, bytes]] | None = None
         """Set to be told of the reply to a cancel or an attach, and when it came."""
-        self._wire = wire
         self._end = b'{"type":"end"' if wire is Wire.SDK else b'{"type":"turn-end"'
         self._error = b'{"type":"error"'
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio."""
-        super().connection_made(transport)
-        session = self._wire is Wire.SESSION
-        path = "/gateway/v1/ws" if session else CHAT_PATH
-        protocol = "Sec-WebSocket-Protocol: session-gateway.v1\r\n" if session else ""
-        self.transport.write(_HANDSHAKE.format(path=path, protocol=protocol).encode())
+    def lost(self, why: str) -> None:
+        """See the base class."""
+        self.answer.fail(why)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio."""
-        super().connection_lost(exc)
-        if not self.opened.done():
-            self.opened.set_exception(BenchError("unable to measure; the handshake was refused"))
-
-    def say(self, frame: dict[str, Any]) -> None:
-        """Write a text frame. The mask is zero, so masking changes nothing."""
-        payload = json.dumps(frame).encode()
-        size = len(payload)
-        length = bytes((0x80 | size,)) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
-        self.transport.write(b"\x81" + length + b"\0\0\0\0" + payload)
-
-    def data_received(self, data: bytes) -> None:
-        """See asyncio."""
-        now = time.monotonic_ns()
-        data = self._rest + data if self._rest else data
-        if not self.opened.done():
-            head, found, rest = data.partition(b"\r\n\r\n")
-            if not found:
-                self._rest = data
-                return
-            if not head.startswith(b"HTTP/1.1 101"):
-                self.opened.set_exception(BenchError(f"unable to measure; the handshake got {head[:80]!r}"))
-                return
-            self.opened.set_result(None)
-            data = rest
-        self._rest = self._unframe(data, now)
-
-    def _unframe(self, data: bytes, now: int) -> bytes:
-        position, available = 0, len(data)
-        while available - position >= 2:
-            size, start = data[position + 1], position + 2
-            if size >= 126:
-                width = 2 if size == 126 else 8
-                if available - start < width:
-                    break
-                size = int.from_bytes(data[start : start + width], "big")
-                start += width
-            if available - start < size:
-                break
-            self._frame(data[position], data[start : start + size], now)
-            position = start + size
-        return data[position:]
-
-    def _frame(self, head: int, payload: bytes, now: int) -> None:
-        if head == 0x89:
-            self.transport.write(b"\x8a" + bytes((0x80 | len(payload),)) + b"\0\0\0\0" + payload)
-            return
-        if head != 0x81:
-            self.answer.fail(f"a frame of kind {head:#x} came: {payload[:200]!r}")
-            return
+    def frame(self, payload: bytes, now: int) -> None:
+        """See the base class."""
         if self.reply is not None and not self.reply.done():
             for line in payload.split(b"\n"):
                 if line.startswith((b'{"type":"cancelled"', b'{"type":"attached"')):
@@ -203,15 +142,43 @@ async def connect(port: int, wire: Wire, answer: Answer) -> HttpClient | SocketC
 
 def send(client: HttpClient | SocketClient, wire: Wire, session: str, order: dict[str, Any]) -> None:
     """Ask for a turn."""
-    message = {"id": "m1", "role": "user", "parts": [{"type": "text", "text": "hello"}]}
-    body: dict[str, Any] = {"messages": [message], "trigger": "submit-message", "bench": order}
+    body = _body(order)
     if isinstance(client, HttpClient):
         client.request("POST", CHAT_PATH, json.dumps({"id": session, **body}).encode())
     elif wire is Wire.SDK:
         told = {"messages": body["messages"], "trigger": body["trigger"], "body": {"bench": order}}
         client.say({"type": "send", "requestId": f"r-{session}", "id": session, **told})
     else:
-        client.say({"type": "send", "id": 1, "session": session, "turn": f"t-{session}", "body": body})
+        client.say(send_command(session, order))
+
+
+def send_command(session: str, order: dict[str, Any]) -> dict[str, Any]:
+    """What asks for a turn in the session protocol, on whichever carrier."""
+    return {"type": "send", "id": 1, "session": session, "turn": f"t-{session}", "body": _body(order)}
+
+
+def _body(order: dict[str, Any]) -> dict[str, Any]:
+    message = {"id": "m1", "role": "user", "parts": [{"type": "text", "text": "hello"}]}
+    return {"messages": [message], "trigger": "submit-message", "bench": order}
+
+
+async def attach(client: SocketClient, session: str) -> None:
+    """Attach to a session from its start, and wait until that is so."""
+    client.reply = asyncio.get_running_loop().create_future()
+    client.say({"type": "attach", "id": 1, "session": session})
+    async with asyncio.timeout(SECONDS):
+        await client.reply
+
+
+async def post_send(port: int, session: str, order: dict[str, Any]) -> None:
+    """Ask for a turn by POST, so that whoever asks is not attached.
+
+    Raises:
+        BenchError: It was not accepted.
+    """
+    answer = await post(port, COMMANDS_PATH, send_command(session, order))
+    if b'"type":"accepted"' not in answer:
+        raise BenchError(f"unable to measure; a send was answered {answer[-300:]!r}")
 
 
 def resume(client: HttpClient | SocketClient, wire: Wire, session: str) -> None:
@@ -224,13 +191,33 @@ def resume(client: HttpClient | SocketClient, wire: Wire, session: str) -> None:
         client.say({"type": "attach", "id": 1, "session": session})
 
 
-async def ask(port: int, path: str) -> dict[str, Any]:
-    """Ask the backend about itself."""
+async def post(port: int, path: str, body: dict[str, Any] | None = None) -> bytes:
+    """POST on a connection of its own; returns the answer, head and all."""
+    payload = json.dumps(body or {}).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+    )
     async with asyncio.timeout(SECONDS):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: backend\r\n\r\n".encode())
+        writer.write(head.encode() + payload)
         answer = await reader.read()
         writer.close()
-        await writer.wait_closed()
-    told: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
+    return answer
+
+
+async def get(port: int, path: str, headers: str = "") -> bytes:
+    """GET on a connection of its own; returns the answer, head and all."""
+    async with asyncio.timeout(SECONDS):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}Connection: close\r\n\r\n"
+        writer.write(request.encode())
+        answer = await reader.read()
+        writer.close()
+    return answer
+
+
+async def ask(port: int, path: str) -> dict[str, Any]:
+    """Ask the backend about itself."""
+    told: dict[str, Any] = json.loads((await get(port, path)).partition(b"\r\n\r\n")[2])
     return told

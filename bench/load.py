@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from bench.answers import BenchError
+from bench.breaking import freeze_store, kill_node
 from bench.carriers import first_chunk, reconnect, through_client
 from bench.clients import Wire
 from bench.moments import cancel, catch_up, idle
+from bench.soak import soak
+from bench.storm import catch_up_crowd, idle_crowd, storm
 from bench.streaming import stream
 
 if TYPE_CHECKING:
@@ -26,6 +29,12 @@ SCENARIOS: dict[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]] = {
     "through_client": through_client,
     "first_chunk": first_chunk,
     "reconnect": reconnect,
+    "idle_crowd": idle_crowd,
+    "storm": storm,
+    "catch_up_crowd": catch_up_crowd,
+    "soak": soak,
+    "kill_node": kill_node,
+    "freeze_store": freeze_store,
 }
 
 

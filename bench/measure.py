@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from bench.measure_client import ClientResults, measure_client
 from bench.medians import Streamed, streamed
 from bench.node import has_client
-from bench.rig import Rig, System, load, running
+from bench.rig import Rig, System, running
+from bench.starting import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bench.measure_nodes import NodesResults
     from bench.plan import Pace, Plan
 
 GATEWAY = (System.GATEWAY_HTTP, System.GATEWAY_SDK, System.GATEWAY_SESSION)
@@ -47,6 +49,8 @@ class Results:
     idle: dict[System, float] = field(default_factory=dict)
     client: ClientResults | None = None
     """``None``: there is no Node, or no client built."""
+    nodes: NodesResults | None = None
+    """A run of its own, which takes about as long: :func:`bench.measure_nodes.measure_nodes`."""
 
 
 def measure(plan: Plan, tell: Callable[[str], None]) -> Results:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from bench.blocking import Block
 from bench.carriers import CARRIERS
 from bench.medians import Streamed, streamed
-from bench.rig import Rig, System, load, running
+from bench.rig import Rig, System, running
+from bench.starting import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable

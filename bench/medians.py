@@ -28,6 +28,7 @@ class Streamed:
         added_p50: Latency less that of the same repetition's direct load.
         added_p99: The same.
         system: Processor time of what is measured, per chunk; ``None`` for direct.
+        other: The same of the other node, where there is one.
         store: Processor time of the gateway's Valkey, per chunk.
         client: Processor time of whoever reads the chunks, per chunk, where that is Node's.
         requests: A second, of each client.
@@ -40,6 +41,7 @@ class Streamed:
     added_p50: float
     added_p99: float
     system: float | None
+    other: float | None
     store: float | None
     client: float | None
     requests: float
@@ -64,6 +66,7 @@ def streamed(samples: dict[T, list[dict[str, Any]]], base: T) -> dict[T, Streame
             added_p50=statistics.median(one["p50_ns"] - direct["p50_ns"] for one, direct in pairs),
             added_p99=statistics.median(one["p99_ns"] - direct["p99_ns"] for one, direct in pairs),
             system=cost.get("system"),
+            other=cost.get("other"),
             store=cost.get("store"),
             client=cost.get("client"),
             requests=statistics.median(one.get("requests_per_second", 0.0) for one in repetitions),

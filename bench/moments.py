@@ -12,7 +12,18 @@ import uuid
 from typing import Any
 
 from bench.answers import Answer, BenchError, Meter
-from bench.clients import SECONDS, HttpClient, SocketClient, Wire, ask, connect, resume
+from bench.clients import (
+    CHAT_PATH,
+    SECONDS,
+    HttpClient,
+    SocketClient,
+    Wire,
+    ask,
+    attach,
+    connect,
+    post,
+    resume,
+)
 from bench.processes import memory_bytes
 from bench.streaming import ENDLESS, TOGETHER, all_ended, gather, percentile, started, until
 from gateway.client import GatewayClient
@@ -48,9 +59,25 @@ async def catch_up(*, port: int, chunks: int, times: int, settle: float, wires: 
 
 
 async def cancel(
-    *, wire: Wire, port: int, backend_port: int, turns: int, rate: int, settle: float
+    *,
+    wire: Wire,
+    port: int,
+    backend_port: int,
+    turns: int,
+    rate: int,
+    settle: float,
+    cancel_port: int | None = None,
 ) -> dict[str, Any]:
     """Typed cancels, one after the other, while the rest of the turns stream.
+
+    Args:
+        wire: How to speak.
+        port: Of the node where the turns are asked for and read.
+        backend_port: Tells when it saw a close.
+        turns: How many there are to cancel.
+        rate: Chunks a second of each.
+        settle: Seconds before the first cancel.
+        cancel_port: Of another node, which is asked to cancel instead, on one socket for all.
 
     Raises:
         BenchError: A cancel was answered before the backend had seen the close.
@@ -59,15 +86,22 @@ async def cancel(
     before = (await ask(backend_port, "/state"))["talking"]
     answers, clients, sessions = await started(wire, port, turns, order, Meter())
     await until(backend_port, answers, lambda state: bool(state["talking"] == before + turns))
+    elsewhere = None if cancel_port is None else await connect(cancel_port, wire, Answer(None, Meter()))
     await asyncio.sleep(settle)
     told: dict[str, tuple[int, int]] = {}
     for client, session in zip(clients, sessions, strict=True):
         if client.answer.ended.done():
             client.answer.ended.result()
         client.answer.ended.cancel()  # what ends from here on ends because it was asked to
-        told[session] = await _cancel(client, port, session)
+        told[session] = await _cancel(elsewhere or client, port, session)
         client.close()
-    closes = (await ask(backend_port, "/state"))["closes"]
+    if elsewhere is not None:
+        elsewhere.answer.ended.cancel()
+        elsewhere.close()
+    return _figures(told, (await ask(backend_port, "/state"))["closes"])
+
+
+def _figures(told: dict[str, tuple[int, int]], closes: dict[str, int]) -> dict[str, Any]:
     late = [
         name for name, (_, answered_at) in told.items() if closes.get(name, answered_at + 1) > answered_at
     ]
@@ -92,7 +126,7 @@ async def _cancel(client: HttpClient | SocketClient, port: int, session: str) ->
             client.say({"type": "cancel", "id": 2, "session": session})
             answered_at, reply = await client.reply
         else:
-            reply = await _stop(port, session)
+            reply = await post(port, f"{CHAT_PATH}/{session}/stop")
             answered_at = time.monotonic_ns()
     if b'"result":"cancelled"' not in reply:
         raise BenchError(f"unable to measure; a cancel was answered {reply[:200]!r}")
@@ -118,19 +152,7 @@ async def _idle_sockets(wire: Wire, port: int, count: int) -> list[SocketClient]
         client = await connect(port, wire, Answer(1, Meter()))
         assert isinstance(client, SocketClient)
         if wire is Wire.SESSION:
-            client.reply = asyncio.get_running_loop().create_future()
-            client.say({"type": "attach", "id": 1, "session": f"s-{uuid.uuid4()}"})
-            async with asyncio.timeout(SECONDS):
-                await client.reply
+            await attach(client, f"s-{uuid.uuid4()}")
         return client
 
     return await gather([open_one] * count)
-
-
-async def _stop(port: int, session: str) -> bytes:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = f"POST /api/chat/{session}/stop HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n"
-    writer.write(f"{head}Connection: close\r\n\r\n".encode())
-    answer = await reader.read()
-    writer.close()
-    return answer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _PROC = Path("/proc")
+_MEMORY = re.compile(r"^Vm(\w+):\s+(\d+) kB", re.MULTILINE)
 
 
 def processor_nanoseconds(pids: Iterable[int]) -> int:
@@ -28,6 +30,31 @@ def memory_bytes(pid: int) -> int:
     """Proportional set size: what the process holds, and its share of what it shares."""
     found = re.search(r"^Pss:\s+(\d+) kB", (_PROC / str(pid) / "smaps_rollup").read_text(), re.MULTILINE)
     return int(found[1]) * 1024 if found is not None else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """Bytes of a process that are in memory: now, and at the most since :func:`forget_peak`."""
+
+    now: int
+    peak: int
+
+
+def resident(pid: int) -> Resident:
+    """What is in memory."""
+    status = (_PROC / str(pid) / "status").read_text()
+    found = {name: int(kilobytes) * 1024 for name, kilobytes in _MEMORY.findall(status)}
+    return Resident(found["RSS"], found["HWM"])
+
+
+def forget_peak(pid: int) -> None:
+    """The most that was in memory begins anew."""
+    (_PROC / str(pid) / "clear_refs").write_text("5")
+
+
+def open_files(pid: int) -> int:
+    """How many descriptors a process has."""
+    return sum(1 for _ in (_PROC / str(pid) / "fd").iterdir())
 
 
 def descendants(pid: int) -> list[int]:

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,19 +14,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.answers import BenchError
-from bench.clients import SECONDS, Wire
+from bench.clients import Wire
 from bench.processes import cores, descendants, move_to, started_on
+from bench.starting import START_SECONDS, start, wait_for_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_ROOT = Path(__file__).resolve().parent.parent
-_START_SECONDS = 20.0
-_END_SECONDS = 10.0
-_SCENARIO_SECONDS = 4 * SECONDS
 
 _NGINX = """
 {user}
@@ -117,12 +112,12 @@ def running() -> Iterator[Rig]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-bench-")))
         with started_on(other):
-            backend = _start(stack, folder, "backend", [sys.executable, "-m", "bench.backend"])
-        backend_port = int(_wait_for_line(backend, folder / "backend.out", ""))
+            backend = start(stack, folder, "backend", [sys.executable, "-m", "bench.backend"])
+        backend_port = int(wait_for_line(backend, folder / "backend.out", ""))
         ports = {System.DIRECT: backend_port}
         nginx: list[int] = []
         with started_on(measured):
-            gateway = _start(
+            gateway = start(
                 stack,
                 folder,
                 "gateway",
@@ -136,7 +131,7 @@ def running() -> Iterator[Rig]:
             )
             if has_nginx():
                 ports[System.NGINX], nginx = _start_nginx(stack, folder, backend_port)
-        started = json.loads(_wait_for_line(gateway, folder / "gateway.err", '"node.started"'))
+        started = json.loads(wait_for_line(gateway, folder / "gateway.err", '"node.started"'))
         valkey = descendants(gateway.pid)
         move_to(other, valkey)
         port = int(started["listen"].rpartition(":")[2])
@@ -153,82 +148,11 @@ def _start_nginx(stack: ExitStack, folder: Path, backend_port: int) -> tuple[int
         _NGINX.format(user=user, folder=folder, port=port, backend_port=backend_port)
     )
     command = ["nginx", "-p", str(folder), "-c", "nginx.conf", "-e", "nginx.log", "-g", "daemon off;"]
-    process = _start(stack, folder, "nginx", command)
-    deadline = time.monotonic() + _START_SECONDS
+    process = start(stack, folder, "nginx", command)
+    deadline = time.monotonic() + START_SECONDS
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
             return port, [process.pid, *descendants(process.pid)]
         if process.poll() is not None or time.monotonic() > deadline:
             raise BenchError(f"unable to start nginx; {(folder / 'nginx.err').read_text()}")
         time.sleep(0.02)
-
-
-def _start(
-    stack: ExitStack, folder: Path, name: str, command: list[str], **settings: str
-) -> subprocess.Popen[bytes]:
-    """Start a process in the folder; it is told to stop, and waited for, with the stack."""
-    with (folder / f"{name}.out").open("wb") as out, (folder / f"{name}.err").open("wb") as err:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=_environment() | settings,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-        )
-    stack.callback(_end, process)
-    return process
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_END_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(_END_SECONDS)
-
-
-def _environment() -> dict[str, str]:
-    """No setting of whoever runs the bench reaches what is measured."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
-    return kept | {"PYTHONPATH": str(_ROOT)}
-
-
-def _wait_for_line(process: subprocess.Popen[bytes], path: Path, wanted: str) -> str:
-    deadline = time.monotonic() + _START_SECONDS
-    while True:
-        for line in path.read_text().splitlines(keepends=True):
-            if wanted in line and line.endswith("\n"):
-                return line
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise BenchError(f"unable to start {path.stem}; {path.with_suffix('.err').read_text()[-2000:]}")
-        time.sleep(0.02)
-
-
-def load(scenario: str, **arguments: Any) -> dict[str, Any]:
-    """Run one scenario of ``bench.load`` in a process of its own, on the core of the load.
-
-    Raises:
-        BenchError: Something was lost, doubled, out of order, refused or late.
-    """
-    _, other = cores() or (None, None)
-    with started_on(other):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.load"],
-            env=_environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-    asked = json.dumps({"scenario": scenario, "arguments": arguments}).encode()
-    try:
-        told, complaints = process.communicate(asked, timeout=_SCENARIO_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        raise BenchError(f"unable to measure; {scenario} took too long") from None
-    if process.returncode != 0:
-        raise BenchError(f"{scenario} {arguments.get('wire', '')}: {complaints.decode()[-3000:]}")
-    result: dict[str, Any] = json.loads(told)
-    return result

@@ -15,7 +15,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bench.answers import Answer, BenchError, Meter
-from bench.clients import SECONDS, HttpClient, SocketClient, Wire, ask, connect, send
+from bench.clients import (
+    SECONDS,
+    HttpClient,
+    SocketClient,
+    Wire,
+    ask,
+    attach,
+    connect,
+    post_send,
+    send,
+)
 from bench.processes import processor_nanoseconds
 
 if TYPE_CHECKING:
@@ -61,6 +71,7 @@ async def stream(
     chunks: int,
     settle: float,
     watched: dict[str, list[int]],
+    read_port: int | None = None,
 ) -> dict[str, Any]:
     """Many turns at once.
 
@@ -74,12 +85,13 @@ async def stream(
         chunks: Of each turn, where ``rate`` is 0.
         settle: Seconds after the starts, and between the first chunks and the first that counts.
         watched: Pids by name, whose processor time is told per chunk.
+        read_port: See :func:`started`.
     """
     meter = Meter()
     if rate:
         chunks = ENDLESS  # until the window is over
     order = {"chunks": chunks, "rate": rate, "gated": True, "endless": False}
-    answers, clients, _ = await started(wire, port, turns, order, meter)
+    answers, clients, _ = await started(wire, port, turns, order, meter, read_port=read_port)
     await until(backend_port, answers, lambda state: bool(state["gated"] == turns))
     await asyncio.sleep(settle)  # what the starts left behind
     if rate:
@@ -92,7 +104,7 @@ async def stream(
         await asyncio.sleep(seconds)
         meter.is_open = False
         end = Reading.of(watched)
-        await _stop(backend_port, answers)
+        await stop(backend_port, answers)
     else:
         begin = Reading.of(watched)
         meter.is_open = True
@@ -104,8 +116,8 @@ async def stream(
     return figures(meter, begin, end)
 
 
-async def _stop(backend_port: int, answers: list[Answer]) -> None:
-    """Have the turns finish, and compare what was written with what came."""
+async def stop(backend_port: int, answers: list[Answer]) -> int:
+    """Have the turns finish, and compare what was written with what came; returns how much that was."""
     before = (await ask(backend_port, "/state"))["written"]
     await ask(backend_port, "/stop")
     await all_ended(answers)
@@ -113,6 +125,7 @@ async def _stop(backend_port: int, answers: list[Answer]) -> None:
     received = sum(answer.received for answer in answers)
     if written != received:
         raise BenchError(f"unable to measure; {received} of {written} chunks came")
+    return received
 
 
 def figures(meter: Meter, begin: Reading, end: Reading) -> dict[str, Any]:
@@ -131,23 +144,49 @@ def figures(meter: Meter, begin: Reading, end: Reading) -> dict[str, Any]:
 
 
 async def started(
-    wire: Wire, port: int, turns: int, order: dict[str, Any], meter: Meter
+    wire: Wire,
+    port: int,
+    turns: int,
+    order: dict[str, Any],
+    meter: Meter,
+    *,
+    read_port: int | None = None,
+    make: type[Answer] = Answer,
 ) -> tuple[list[Answer], list[HttpClient | SocketClient], list[str]]:
-    """Connect so many clients, and ask for a turn of a session of its own with each."""
+    """Connect so many clients, and ask for a turn of a session of its own with each.
+
+    Args:
+        wire: How to speak.
+        port: Where the turns are asked for.
+        turns: How many.
+        order: For the backend.
+        meter: Of all answers.
+        read_port: Where the clients are attached, all by WebSocket; the turns are asked for by POST then, so
+            that nobody else is attached. ``None``: each client asks for its own.
+        make: Of each answer.
+    """
     chunks = None if order["chunks"] == ENDLESS else order["chunks"]
-    answers = [Answer(chunks, meter, endless=order["endless"]) for _ in range(turns)]
-    clients = await gather([partial(connect, port, wire, answer) for answer in answers])
+    answers = [make(chunks, meter, endless=order["endless"]) for _ in range(turns)]
+    reached = port if read_port is None else read_port
+    clients = await gather([partial(connect, reached, wire, answer) for answer in answers])
     sessions = [f"s-{uuid.uuid4()}" for _ in range(turns)]
-    for client, session in zip(clients, sessions, strict=True):
-        send(client, wire, session, order)
+    if read_port is None:
+        for client, session in zip(clients, sessions, strict=True):
+            send(client, wire, session, order)
+    else:
+        pairs = [(client, session) for client, session in zip(clients, sessions, strict=True)]
+        await gather(
+            [partial(attach, client, name) for client, name in pairs if isinstance(client, SocketClient)]
+        )
+        await gather([partial(post_send, port, session, order) for session in sessions])
     return answers, clients, sessions
 
 
-async def gather(work: list[Callable[[], Awaitable[T]]]) -> list[T]:
+async def gather(work: list[Callable[[], Awaitable[T]]], together: int = TOGETHER) -> list[T]:
     """All of it, a few at a time."""
     done: list[T] = []
-    for start in range(0, len(work), TOGETHER):
-        done += await asyncio.gather(*[make() for make in work[start : start + TOGETHER]])
+    for start in range(0, len(work), together):
+        done += await asyncio.gather(*[make() for make in work[start : start + together]])
     return done
 
 
