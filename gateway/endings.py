@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-FIRST_LOOK_SECONDS = 0.02
+FIRST_LOOK_SECONDS = 0.002
 LAST_LOOK_SECONDS = 0.1
-"""Between looks at a turn: twice as long each time, up to this. Its node needs some milliseconds, as a rule,
+"""Between looks at a turn: twice as long each time, up to this. Its node needs a few milliseconds, as a rule,
 to hear of the cancel and close the backend's connection; a quarter of a second if that does not let go."""
 
 MESSAGE = "the gateway that read this answer is gone; send again"

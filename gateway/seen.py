@@ -10,7 +10,7 @@ from gateway.outcomes import Seen
 if TYPE_CHECKING:
     from gateway.core.model import SessionId
 
-MAX_SESSIONS = 65_536
+MAX_SESSIONS = 16_384
 """Some 300 bytes each. One that is forgotten is not checked for a loss until it is seen again."""
 
 _NOTHING = Seen()
