@@ -38,6 +38,9 @@ they would have told of."""
 ASK_AGAIN_SECONDS = (0.1, 2.0)
 """A slot that moves is nobody's for a moment; the first wait, and the longest."""
 
+REFUSED_AGAIN_SECONDS = 10.0
+"""What an ACL refuses it may allow later; and nothing else would ask again."""
+
 _SUBSCRIBE, _UNSUBSCRIBE = packed("SSUBSCRIBE"), packed("SUNSUBSCRIBE")
 _NOT_HERE_NOW = frozenset(("MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN", "LOADING", "MASTERDOWN"))
 
@@ -89,6 +92,8 @@ class BellWire:
         """What is still to be sent: True to subscribe, False to unsubscribe."""
         self._unanswered: deque[tuple[bytes, bool]] = deque()
         self._later: set[bytes] = set()
+        self._refusals: set[bytes] = set()
+        self._refused_timer: asyncio.TimerHandle | None = None
         self._misplaced = 0
         self._timer: asyncio.TimerHandle | None = None
         self._will_flush = False
@@ -115,6 +120,8 @@ class BellWire:
 
     def probe_by(self, channel: bytes) -> None:
         """Ring another channel from now on: the slot of the old one is not this shard's any more."""
+        if channel == self._probe:
+            return
         self._probe = channel
         if self._pipeline is not None:
             self._is_lost.set()  # slots have moved: subscribing all anew is rare enough, and sure
@@ -202,6 +209,10 @@ class BellWire:
         self._asked.clear()
         self._unanswered.clear()
         self._later.clear()
+        if self._refused_timer is not None:
+            self._refused_timer.cancel()
+            self._refused_timer = None
+        self._refusals.clear()
 
     def _lose(self, _: Exception) -> None:
         self._is_lost.set()
@@ -277,6 +288,7 @@ class BellWire:
             if not is_answer:
                 self._ask_later(channel)  # its slot is another's now
         elif channel == self._probe:
+            self._is_probed = True
             self._can_probe.set()
         else:
             self._misplaced = 0
@@ -294,10 +306,21 @@ class BellWire:
         if is_elsewhere:
             self._ask_later(channel)
             return
-        log.error("doorbell.refused", shard=self.shard.name, error=str(reply))
+        if self._refused_timer is None:  # one line for all of them
+            log.error("doorbell.refused", shard=self.shard.name, error=str(reply))
+            loop = asyncio.get_running_loop()
+            self._refused_timer = loop.call_later(REFUSED_AGAIN_SECONDS, self._ask_refused)
+        self._refusals.add(channel)
         if channel == self._probe:  # then it is for GATEWAY_POLL to find out
             self._is_probed = False
             self._can_probe.set()
+
+    def _ask_refused(self) -> None:
+        self._refused_timer = None
+        channels, self._refusals = self._refusals, set()
+        for channel in channels:
+            if channel in self._channels or channel == self._probe:
+                self._ask(channel, subscribe=True)
 
     def _ask_later(self, channel: bytes) -> None:
         """Have the servers looked up; if that moves the channel elsewhere it is forgotten here until then."""

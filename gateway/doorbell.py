@@ -162,7 +162,8 @@ class Doorbell:
             if task is not None:
                 task.cancel()
         for shard, wire in self._wires.items():
-            if wire.probe and self._store.shard_of(wire.probe.decode()) != shard:
+            if not wire.probe or self._store.shard_of(wire.probe.decode()) != shard:
+                # None may have been found while the shard had but a few slots.
                 wire.probe_by(self._probe_channel(shard))
 
     def _probe_channel(self, shard: Shard) -> bytes:

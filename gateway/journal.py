@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
     from gateway.keys import SessionKeys
     from gateway.outcomes import Loss
-    from gateway.store import Argument, Script, Store
+    from gateway.store import Argument, Script, Shard, Store
 
 _BEGIN = load_script("begin")
 _APPEND = load_script("append")
@@ -272,7 +272,9 @@ class SessionJournal:
             self._node, loss.digest, loss.path.encode(), loss.user.encode(), loss.first, loss.index,
             *self._seen_arguments(session),
         ]  # fmt: skip
-        reply = await self._write(_REPAIR, turn_keys(self._prefix, session, turn), arguments, drafts)
+        tombstone = self._keys(session).tombstone(turn, loss.user)
+        keys = (*turn_keys(self._prefix, session, turn), tombstone)
+        reply = await self._write(_REPAIR, keys, arguments, drafts)
         if reply[0] == b"MOVED":
             return Moved()
         result = self._result(session, reply)
@@ -435,6 +437,10 @@ class SessionJournal:
     def _seen_arguments(self, session: SessionId) -> tuple[str, int, str]:
         seen = self._seen.get(session)
         return seen.epoch, seen.offset, seen.check
+
+    def shard_of(self, session: SessionId) -> Shard | None:
+        """Which server has it, as far as is known: what waits for one must not wait for another."""
+        return self._store.shard_of(self._keys(session).meta)
 
     def _keys(self, session: SessionId) -> SessionKeys:
         return session_keys(self._prefix, session)

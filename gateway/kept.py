@@ -27,27 +27,27 @@ class KeptTurns:
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self._producers: dict[TurnProducer, asyncio.TimerHandle] = {}
+        self._by_turn: dict[tuple[SessionId, TurnId], TurnProducer] = {}
 
     def __iter__(self) -> Iterator[TurnProducer]:
         return iter(self._producers)
 
     def get(self, session: SessionId, turn: TurnId) -> TurnProducer | None:
         """The producer of a turn that ended a moment ago."""
-        for producer in self._producers:
-            if (producer.assignment.session, producer.assignment.turn) == (session, turn):
-                return producer
-        return None
+        return self._by_turn.get((session, turn))
 
     def add(self, producer: TurnProducer) -> None:
         """Its turn has ended; to be removed when it has let go of it."""
         loop = asyncio.get_running_loop()
         self._producers[producer] = loop.call_later(HOLD_SECONDS, producer.release)
+        self._by_turn[producer.assignment.session, producer.assignment.turn] = producer
 
     def remove(self, producer: TurnProducer) -> None:
         """It is not kept any more. Idempotent."""
         timer = self._producers.pop(producer, None)
         if timer is not None:
             timer.cancel()
+            self._by_turn.pop((producer.assignment.session, producer.assignment.turn), None)
 
     def release(self) -> None:
         """Let all of them go."""

@@ -173,7 +173,7 @@ class Lease:
 
     async def leave(self) -> None:
         """Say goodbye, if all of this node's turns have ended; else it is found silent, and they are."""
-        if self._abandoned:
+        if self._abandoned or self._claimed:
             return
         await self._store.writes.call(_FORGET, (self._nodes, self._turns_of(self.node)), (self.node, ""))
 
@@ -206,7 +206,7 @@ class Lease:
     async def _find_strays(self) -> set[str]:
         """Own claims without a producer, at two beats in a row: a release may be on its way."""
         stored = await self._claims_of(self.node)
-        for member in self._claimed - stored:  # evicted, or lost by a failover
+        for member in (self._claimed | self._abandoned) - stored:  # evicted, or lost by a failover
             self._tell(self.node, member, "add")
         before, self._strays = self._strays, stored - self._claimed
         return before & self._strays

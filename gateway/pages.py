@@ -1,12 +1,13 @@
 """Reading the journal back for those who catch up: once for all at the same place, and bounded.
 
-However many catch up at once, the store is asked for :data:`MAX_READS` pages at a time and for some 8 MiB
+However many catch up at once, each shard is asked for :data:`MAX_READS` pages at a time, the store and for some 8 MiB
 altogether; who waits is served in the order of asking, and who is gone is not read for.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
     from gateway.core.model import SessionId
     from gateway.journal import SessionJournal
     from gateway.outcomes import Page
+    from gateway.store import Shard
 
 MAX_READS = 64
-"""Pages that may be on their way at once."""
+"""Pages of one shard that may be on their way at once: what waits for a server must not wait for another."""
 
 ALL_PAGES_BYTES = 8 * 1024 * 1024
 """What the pages of all who wait may hold together, as long as each gets the least."""
@@ -52,7 +54,10 @@ class Pages:
 
     def __init__(self, journal: SessionJournal) -> None:
         self._journal = journal
-        self._slots = asyncio.Semaphore(MAX_READS)  # FIFO, and a waiter that is cancelled leaves it
+        # FIFO, and a waiter that is cancelled leaves it.
+        self._slots: defaultdict[Shard | None, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(MAX_READS)
+        )
         self._readings: dict[tuple[SessionId, int, str], _Reading] = {}
 
     async def read(self, session: SessionId, *, after: int, check: str) -> Page:
@@ -79,7 +84,7 @@ class Pages:
                 reading.page.cancel()
 
     async def _read(self, session: SessionId, after: int, check: str) -> Page:
-        async with self._slots:
+        async with self._slots[self._journal.shard_of(session)]:
             self._readings[session, after, check].has_begun = True
             telemetry.pages_read.inc()
             return await self._journal.read(session, after=after, check=check, limit_bytes=self._limit_bytes)

@@ -16,7 +16,16 @@ import structlog
 
 from gateway import telemetry
 from gateway.answer import Answer, Assignment
-from gateway.core.model import By, Cursor, EndCode, EndReason, Record, SessionId, TurnError
+from gateway.core.model import (
+    RECORD_OVERHEAD_BYTES,
+    By,
+    Cursor,
+    EndCode,
+    EndReason,
+    Record,
+    SessionId,
+    TurnError,
+)
 from gateway.core.turn import AbortUpstream, Append, Effect, End, Turn
 from gateway.opening import Answered, NotOpened, Opening
 from gateway.turnwriter import NotOurs, TurnWriter
@@ -138,6 +147,7 @@ class TurnProducer:
             if reason is not None:
                 await self._writer.hold(self._released)
         finally:
+            self._writer.forget()
             self._budget.used -= self._held_bytes
             telemetry.buffered_bytes.dec(self._held_bytes)
 
@@ -170,10 +180,11 @@ class TurnProducer:
                 case Append(drafts):
                     self._writer.add(drafts)
                     size = sum(len(draft.payload) for draft in drafts)
+                    held = size + RECORD_OVERHEAD_BYTES * len(drafts)
                     self._bytes += size
-                    self._held_bytes += size
-                    self._budget.used += size
-                    telemetry.buffered_bytes.inc(size)
+                    self._held_bytes += held
+                    self._budget.used += held
+                    telemetry.buffered_bytes.inc(held)
                 case AbortUpstream():
                     self._aborting = asyncio.create_task(self._abort(), name=f"abort-{self.assignment.turn}")
                 case End():

@@ -108,6 +108,19 @@ class Accepted:
     opening: asyncio.Future[Opening] | None = None
 
 
+@dataclass(slots=True)
+class _Unsure:
+    """A turn that may have been begun.
+
+    Attributes:
+        token: Of the begin whose reply did not come.
+        is_wanted: The same send has come again, and takes it up.
+    """
+
+    token: str
+    is_wanted: bool = False
+
+
 class Sends:
     """Accepts sends.
 
@@ -144,6 +157,8 @@ class Sends:
         self._turns = turns
         self._upstream = upstream
         self._beginning: dict[tuple[SessionId, TurnId], asyncio.Event] = {}
+        self._unsure: dict[tuple[SessionId, TurnId], _Unsure] = {}
+        """Turns that may have been begun by a send that was refused; each has one task that ends it."""
 
     def refuse_when_full(self) -> None:
         """Whether there is room for a send at all.
@@ -182,7 +197,8 @@ class Sends:
         result = self._known(request)
         if result is None:
             result = await self._begin(request, start)
-        if not isinstance(result, Begun) and self._turns.get(request.session, request.turn) is None:
+        key = request.session, request.turn
+        if not isinstance(result, Begun) and self._turns.get(*key) is None and key not in self._unsure:
             self._lease.release(request.session, request.turn)
         outcome: Accepted
         match result:
@@ -220,7 +236,32 @@ class Sends:
         return Duplicate(producer.start, "")
 
     async def _begin(self, request: SendRequest, start: Draft) -> BeginResult:
-        token, new_epoch = secrets.token_hex(8), secrets.token_hex(8)
+        key = request.session, request.turn
+        unsure = self._unsure.get(key)
+        if unsure is not None:
+            unsure.is_wanted = True
+        token = secrets.token_hex(8) if unsure is None else unsure.token  # then it is the very same call
+        try:
+            await self._lease.claim(request.session, request.turn)
+            result = await self._ask_to_begin(request, start, token)
+        except StoreError as error:
+            self._lease.abandon(request.session, request.turn)
+            raise store_refusal(error) from error
+        except StoreUnavailable as error:
+            if unsure is None:
+                self._unsure[key] = unsure = _Unsure(token)
+                self._turns.spawn(self._undo(*key, unsure), f"undo-{request.turn}")
+            raise store_refusal(error) from error
+        else:
+            if isinstance(result, Begun):
+                self._unsure.pop(key, None)
+            return result
+        finally:
+            if unsure is not None:
+                unsure.is_wanted = False
+
+    async def _ask_to_begin(self, request: SendRequest, start: Draft, token: str) -> BeginResult:
+        new_epoch = secrets.token_hex(8)
 
         async def begin() -> BeginResult:
             return await self._journal.begin(
@@ -237,51 +278,49 @@ class Sends:
             )
 
         try:
-            await self._lease.claim(request.session, request.turn)
-            try:
-                result = await begin()
-            except StoreUnavailable:
-                result = await begin()  # it may have begun and only its reply be lost
-            if isinstance(result, Rewound):
-                self._repairs.suspect(request.session)
-                await self._repairs.settled(request.session)
-                result = await begin()
-        except StoreError as error:
-            self._lease.abandon(request.session, request.turn)
-            raise store_refusal(error) from error
-        except StoreUnavailable as error:
-            self._turns.spawn(self._undo(request, token), f"undo-{request.turn}")
-            raise store_refusal(error) from error
-        else:
-            return result
+            result = await begin()
+        except StoreUnavailable:
+            result = await begin()  # it may have begun and only its reply be lost
+        if isinstance(result, Rewound):
+            self._repairs.suspect(request.session)
+            await self._repairs.settled(request.session)
+            result = await begin()
+        return result
 
-    async def _undo(self, request: SendRequest, token: str) -> None:
+    async def _undo(self, session: SessionId, turn: TurnId, unsure: _Unsure) -> None:
         """End what a send may have begun that was refused because nobody knew (G7)."""
         error = TurnError(EndCode.STORE_LOST, "the store was away when this was sent; send again")
         end = wire.turn_end(End(EndReason.INTERRUPTED, error=error))
-        while True:
+        key = session, turn
+        while self._unsure.get(key) is unsure:
+            if unsure.is_wanted:
+                await asyncio.sleep(UNDO_RETRY_SECONDS)
+                continue
             try:
                 result = await self._journal.seal(
-                    request.session,
-                    request.turn,
+                    session,
+                    turn,
                     node=self._lease.node,
                     reason=EndReason.INTERRUPTED,
                     end=end,
-                    token=token,
+                    token=unsure.token,
                 )
             except StoreUnavailable:
                 await asyncio.sleep(UNDO_RETRY_SECONDS)
                 continue
             except StoreError:
-                self._lease.abandon(request.session, request.turn)
+                if self._unsure.get(key) is unsure:
+                    del self._unsure[key]
+                    self._lease.abandon(session, turn)
                 raise
-            if not isinstance(result, Rewound):
-                break
-            self._repairs.suspect(request.session)
+            self._hub.publish(session, ())
+            if isinstance(result, Rewound):
+                self._repairs.suspect(session)
+            elif self._unsure.get(key) is unsure and not unsure.is_wanted:
+                del self._unsure[key]
+                self._lease.release(session, turn)
+                return
             await asyncio.sleep(UNDO_RETRY_SECONDS)
-        self._hub.publish(request.session, ())
-        if self._turns.get(request.session, request.turn) is None:
-            self._lease.release(request.session, request.turn)
 
     def _start_members(self, request: SendRequest) -> bytes:
         return turn_start(

@@ -285,13 +285,19 @@ class Sessions:
             if look.rewound:
                 look = await self._look_when_whole(session, offset)
             orphans = [
-                turn for turn in look.turns if turn.is_running and await self._lease.is_gone(turn.node)
+                turn for turn in look.turns if turn.is_running and await self._is_orphan(session, turn)
             ]
             for turn in orphans:
                 await self.seal(session, turn.turn, turn.node)
             return await self._journal.look(session, offset=offset) if orphans else look
         except (StoreUnavailable, StoreError) as error:
             raise store_refusal(error) from error
+
+    async def _is_orphan(self, session: SessionId, turn: TurnLook) -> bool:
+        """Whether nobody will end a turn: its node is gone, or is this one and knows nothing of it."""
+        if turn.node == self._lease.node:
+            return not self._lease.has_claimed(session, turn.turn) and not self._turns.get(session, turn.turn)
+        return await self._lease.is_gone(turn.node)
 
     async def _look_when_whole(self, session: SessionId, offset: int) -> Look:
         """Nobody is placed in a journal that has lost what this node has shown of it."""
@@ -331,7 +337,9 @@ class Sessions:
     ) -> list[tuple[TurnId, CancelResult]]:
         if turn is None:
             look = await self._look(session)
-            named = [other.turn for other in look.turns if other.is_running]
+            told = [other.turn for other in look.turns if other.is_running]
+            # What a failover lost, and its producer is about to write back, is not told of.
+            named = [*told, *(other for other in self._turns.running_in(session) if other not in told)]
         else:
             named = [turn]
         results = await asyncio.gather(*(self._cancel(session, name, by) for name in named))
@@ -349,6 +357,9 @@ class Sessions:
                 return await self._cancel_marked(session, turn, by)
             case Ended():
                 return CancelResult.ALREADY_ENDED
+            case _ if self._turns.get(session, turn) is not None:
+                # A failover lost it, and its producer, who is here, is about to write it back.
+                return await self._cancel_marked(session, turn, by)
             case _:
                 return CancelResult.UNKNOWN
 
@@ -365,7 +376,7 @@ class Sessions:
             ended = await self._endings.wait(session, turn, seconds=seconds)
         except (StoreUnavailable, StoreError) as error:
             raise store_refusal(error) from error
-        if ended is None:
+        if not ended:  # it runs, or its mark was lost with it
             message = "unable to cancel yet; the turn's node has not ended it, ask again"
             raise Refusal(ErrorCode.STORE_UNAVAILABLE, message, retry_after_seconds=RETRY_AFTER_SECONDS)
         return _CANCEL_RESULTS.get(ended, CancelResult.ALREADY_ENDED)

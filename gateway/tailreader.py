@@ -8,6 +8,7 @@ found to be another one.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import structlog
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
     from gateway.journal import SessionJournal
     from gateway.outcomes import Page
     from gateway.repairs import Repairs
+    from gateway.store import Shard
 
 log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 0.5
 
 MAX_LOOKS = 64
-"""Looks at the journal that may be on their way at once, beside the pages of those who catch up."""
+"""Looks at the journal of one shard on their way at once, beside the pages of those who catch up."""
 
 PAGE_BYTES = 64 * 1024
 """What a tail reads at once: less than half of what it holds, so that who follows finds it there."""
@@ -51,7 +53,9 @@ class TailReader:
         self._repairs = repairs
         self._lose = lose
         self._tasks: dict[Tail, asyncio.Task[None]] = {}
-        self._looks = asyncio.Semaphore(MAX_LOOKS)
+        self._looks: defaultdict[Shard | None, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(MAX_LOOKS)
+        )
         self._now = asyncio.get_running_loop().time
 
     def look_soon(self, tail: Tail) -> None:
@@ -82,8 +86,14 @@ class TailReader:
                 try:
                     if tail.in_doubt:
                         await self._wait_for_repair(tail)
-                    async with self._looks:
-                        await self._look_once(tail, is_last_try=doubts >= MAX_DOUBTS)
+                    async with self._looks[self._journal.shard_of(tail.session)]:
+                        try:
+                            await self._look_once(tail, is_last_try=doubts >= MAX_DOUBTS)
+                        except StoreUnavailable:
+                            tail.behind = True
+                            # In its slot: a server that refuses at once is asked MAX_LOOKS times in so long.
+                            await asyncio.sleep(RETRY_SECONDS)
+                            continue
                 except (StoreUnavailable, StoreError):
                     tail.behind = True
                     await asyncio.sleep(RETRY_SECONDS)

@@ -176,7 +176,8 @@ def set_up_logging(level: LogLevel, form: LogFormat) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     renderers: list[Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        # Its own way shows the local variables of each frame: cookies, and what people write.
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if to_console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )

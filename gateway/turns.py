@@ -96,6 +96,10 @@ class RunningTurns:
         producer = self._producers.get((session, turn))
         return None if producer is None or producer.ended.done() else producer
 
+    def running_in(self, session: SessionId) -> list[TurnId]:
+        """The turns of a session that run here."""
+        return [turn for other, turn in self._producers if other == session and self.get(other, turn)]
+
     def known(self, session: SessionId, turn: TurnId) -> TurnProducer | None:
         """The producer of a turn that runs here, or ended a moment ago: the store may have lost it since."""
         return self._producers.get((session, turn)) or self._kept.get(session, turn)
@@ -179,7 +183,8 @@ class RunningTurns:
             self._rung_early.add((session, turn))
 
     def _all(self) -> list[TurnProducer]:
-        return [*self._producers.values(), *self._kept]
+        # The older first: in a new epoch they stand in the order in which they write themselves back.
+        return sorted([*self._kept, *self._producers.values()], key=lambda producer: producer.start.offset)
 
     # -- cancel and abort
 

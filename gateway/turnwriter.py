@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 from gateway import telemetry
-from gateway.core.model import By, Cursor, EndReason, Record, next_check, turn_tag
+from gateway.core.model import RECORD_OVERHEAD_BYTES, By, Cursor, EndReason, Record, next_check, turn_tag
 from gateway.core.placement import NOT_KNOWN_THERE, Found, GoOn, Placement, Restore, Wait
 from gateway.core.wire import turn_end
 from gateway.journal import stored_kind
@@ -132,6 +132,10 @@ class TurnWriter:
         """Whether nothing was asked of the journal since the last time that this was called."""
         was_quiet, self._was_quiet = self._was_quiet, True
         return was_quiet
+
+    def forget(self) -> None:
+        """The turn is over and not to be kept: what it held is free at once, whoever still knows this."""
+        self._drafts, self._closing = [], []
 
     async def write(self) -> EndReason:
         """Journal until the ``turn-end`` is; once more after that, make sure that it still is.
@@ -280,6 +284,8 @@ class TurnWriter:
             )
             self._next = result.count
             self._publish(turn.session, ())
+            if result.state == "cancelling":
+                self._cancelled(result.by or By())
         elif isinstance(result, Rewound):
             # Below what is lost here others have written too: this is another history by now.
             is_known = found.count != NOT_KNOWN_THERE
@@ -321,7 +327,7 @@ class TurnWriter:
         size = 0
         while index + len(batch) < len(self._drafts) and size < BATCH_BYTES:
             batch.append(self._drafts[index + len(batch)])
-            size += len(batch[-1].payload)
+            size += len(batch[-1].payload) + RECORD_OVERHEAD_BYTES
         return batch
 
     def _wrote(self, result: Appended, new: int) -> None:
@@ -347,4 +353,4 @@ class TurnWriter:
 def _found(result: Behind | Rewound | Lost) -> Found:
     if isinstance(result, Lost):
         return Found(result.epoch, result.last, NOT_KNOWN_THERE, result.rewound)
-    return Found(result.epoch, result.last, result.count)
+    return Found(result.epoch, result.last, result.count, isinstance(result, Rewound))

@@ -147,7 +147,8 @@ class Placement:
         if found.epoch != self.epoch:
             if found.count == NOT_KNOWN_THERE:
                 return Restore(0, 0, renews=not found.epoch)
-            return GoOn(found.count)
+            # What is lost of an epoch in which nothing of this turn was written is another's.
+            return Wait() if found.rewound else GoOn(found.count)
         if found.count == NOT_KNOWN_THERE:
             newest = max(seen, self.start, *self._offsets[-1:])
             if found.last >= newest and not found.rewound:

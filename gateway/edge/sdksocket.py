@@ -68,6 +68,8 @@ class SdkWire:
                 return await socket.run()
         except Refusal as refusal:
             return refusal_response(refusal)
+        finally:
+            socket.pulse.close()  # it ticks from the start, also for who was not let in
 
 
 @dataclass(slots=True)

@@ -69,8 +69,11 @@ class SessionWire:
             if offered is not None and wire.SUBPROTOCOL not in [name.strip() for name in offered.split(",")]:
                 raise bad_request(f"unable to agree on a subprotocol; offer {wire.SUBPROTOCOL}")
             socket = SessionSocket(self, request, By(client=client))
-            with self._connections.hold(socket):
-                return await socket.run()
+            try:
+                with self._connections.hold(socket):
+                    return await socket.run()
+            finally:
+                socket.pulse.close()  # it ticks from the start, also for who was not let in
         except Refusal as refusal:
             return refusal_response(refusal)
 

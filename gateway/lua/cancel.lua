@@ -10,7 +10,7 @@ local turn, tombstone = KEYS[1], KEYS[2]
 local known = redis.call('HMGET', turn, 'state', 'node', 'abort_at')
 if not known[1] then
   if ARGV[2] == 'due' then return {'KEPT'} end
-  redis.call('SET', tombstone, '1', 'PX', ARGV[1])
+  redis.call('SET', tombstone, ARGV[4], 'PX', ARGV[1])
   return {'UNKNOWN'}
 end
 local state = known[1]

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Writes back what a failover lost of a turn, or the whole turn into a journal that does not know it.
 --
--- KEYS: meta, journal, turns, turn
+-- KEYS: meta, journal, turns, turn, tombstone
 -- ARGV: 1 epoch found ('': no journal), 2 newest offset found, 3 count found (-1: the turn is not known there),
 --       4 turn id, 5 fence, 6 token, 7 the epoch from now on: the one found, or a new one, 8 ttl ms, 9 node,
 --       10 digest, 11 path, 12 user, 13 offset of its start, or 0: the start is the first of the records,
@@ -53,7 +53,10 @@ redis.call('HSETNX', meta, 'owner', ARGV[12])
 if tonumber(redis.call('HGET', meta, 'fence') or '0') < tonumber(ARGV[5]) then
   redis.call('HSET', meta, 'fence', ARGV[5])
 end
-local before, count, state = check, tonumber(ARGV[14]), is_known and known[5] or 'running'
+-- A cancel that came while it was lost.
+local cancelled_by = not is_known and redis.call('GET', KEYS[5])
+local before, count = check, tonumber(ARGV[14])
+local state = is_known and known[5] or (cancelled_by and 'cancelling' or 'running')
 local first = is_known and tonumber(known[6]) or tonumber(ARGV[13])
 local has_start = first == 0
 if has_start then first = last + 1 end
@@ -61,8 +64,12 @@ last, check = add_records(journal, ARGV[4], last, check, 18)
 count = count + (#ARGV - 17) / 2 - (has_start and 1 or 0)
 redis.call('HSET', turn, 'epoch', ARGV[7], 'first', whole(first), 'count', count, 'state', state, 'node', ARGV[9],
   'fence', ARGV[5], 'token', ARGV[6], 'digest', ARGV[10], 'path', ARGV[11], 'touched', at)
+if cancelled_by then
+  redis.call('HSET', turn, 'by', cancelled_by)
+  redis.call('DEL', KEYS[5])
+end
 redis.call('ZADD', turns, 'inf', whole(first) .. '/' .. ARGV[4])
 redis.call('HSET', meta, 'last', last, 'check', check, 'used', at)
 for index = 1, 4 do redis.call('PEXPIRE', KEYS[index], ARGV[8]) end
 ring(meta, 'r ' .. ARGV[9])
-return {'APPENDED', ARGV[7], last, count, state, before, check}
+return {'APPENDED', ARGV[7], last, count, state, before, check, cancelled_by or ''}

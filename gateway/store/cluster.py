@@ -57,10 +57,12 @@ class Cluster:
 
     Attributes:
         on_change: Called when a server came, went, or has other slots than before.
+        problem: Why the map could not be read, the last time; empty if it could.
     """
 
     def __init__(self, address: StoreAddress) -> None:
         self.on_change: list[Callable[[], None]] = []
+        self.problem = ""
         self._address = address
         self._owners: list[Shard | None] = [None] * SLOTS
         self._nodes: dict[Host, Shard] = {}
@@ -140,11 +142,13 @@ class Cluster:
                 problem = f"{host.host}:{host.port}: what it tells is no map: {error!r}"
                 continue
             if ranges:
+                self.problem = ""
                 self._wanted.clear()  # whoever asked while we did has the answer
                 self._take(ranges)
                 self._others = set(_replicas(told, host))
                 return True
             problem = f"{host.host}:{host.port}: no slot is anybody's"
+        self.problem = problem
         log.warning("store.map_unread", error=problem, servers=len(hosts))
         return False
 

@@ -279,7 +279,7 @@ class Lane:
             log.warning("store.unavailable", lane=self.name, error=reason)
             # What waited behind it and is itself past the deadline goes with it: no call waits for many.
             limit = asyncio.get_running_loop().time() - OPERATION_TIMEOUT_SECONDS
-            self._give_up(self._calls.take_older(limit), refusals.lost())
+            self._give_up(self._calls.take_older(limit), refusals.lost(reason))
         self.on_lost()
 
     def _break(self, error: Exception) -> None:

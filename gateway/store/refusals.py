@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import structlog
@@ -13,12 +15,33 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+SAID_AGAIN_SECONDS = 1.0
+"""Thousands of calls are refused together, and again and again: one line tells of all."""
 
-class StoreUnavailable(GatewayError):
+MAX_REASON_CHARACTERS = 300
+"""What a server says of an error may be long."""
+
+
+class StoreFailure(GatewayError):
+    """A call of the store came to nothing.
+
+    Args:
+        message: For whoever asked; holds nothing of where the store is, or of what it says.
+
+    Attributes:
+        reason: What the server said, or what became of the connection; for operators. Holds no secret.
+    """
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = " ".join(reason.split())[:MAX_REASON_CHARACTERS]
+
+
+class StoreUnavailable(StoreFailure):
     """The store did not answer, or cannot write now. Whether it acted is unknown: repeat the same call."""
 
 
-class StoreError(GatewayError):
+class StoreError(StoreFailure):
     """The store answered that the call itself is wrong: a bug of ours, or a server that is too old."""
 
 
@@ -60,6 +83,39 @@ _TOO_MANY_CLIENTS = "max number of clients"
 MOVED_AWAY = frozenset(("MOVED", "ASK"))
 """The first words of a cluster's redirections."""
 
+ONE_OF_A_CLUSTER = "this server is one of a cluster; say redis+cluster:// in GATEWAY_REDIS_URL"
+
+
+class _Refusals:
+    """Says what was refused, at most one line of a kind in so long; each counts those left out before it."""
+
+    def __init__(self) -> None:
+        self._said_at: dict[str, float] = {}
+        self._left_out: Counter[str] = Counter()
+
+    def say(self, script: str, text: str, code: str, *, is_ours: bool) -> None:
+        """Log one.
+
+        Args:
+            script: What was called.
+            text: What the server said.
+            code: Its first word, of a small set: lines of one code stand for each other.
+            is_ours: Whether the call itself was wrong.
+        """
+        now = time.monotonic()
+        said_at = self._said_at.get(code)
+        if said_at is not None and now - said_at < SAID_AGAIN_SECONDS:
+            self._left_out[code] += 1
+            return
+        self._said_at[code] = now
+        left_out = self._left_out.pop(code, 0)
+        more = {"left_out": left_out} if left_out else {}
+        say = log.error if is_ours else log.warning
+        say("store.refused", script=script, error=text, **more)
+
+
+_refusals = _Refusals()
+
 
 def first_word(error: ReplyError) -> str:
     """An error's kind, such as ``NOSCRIPT``."""
@@ -75,15 +131,21 @@ def explained(script: str, error: ReplyError, code: str) -> GatewayError:
     """What a caller gets for an error, which is logged."""
     text = str(error)
     if code in _CANNOT_ACT_NOW or any(words in text for words in _CANNOT_ACT_NOW_IN_WORDS):
-        log.warning("store.refused", script=script, error=text)
-        return StoreUnavailable("unable to use the store; it cannot write now")
-    log.error("store.refused", script=script, error=text)
-    return StoreError(f"unable to run {script}; the store refused it")
+        _refusals.say(script, text, code, is_ours=False)
+        if code in MOVED_AWAY:  # who follows them does not come by here
+            return StoreUnavailable(f"unable to use the store; {ONE_OF_A_CLUSTER}", reason=ONE_OF_A_CLUSTER)
+        return StoreUnavailable("unable to use the store; it cannot write now", reason=text)
+    _refusals.say(script, text, code, is_ours=True)
+    return StoreError(f"unable to run {script}; the store refused it", reason=text)
 
 
-def lost() -> StoreUnavailable:
-    """For calls whose replies did not come."""
-    return StoreUnavailable("unable to use the store; it does not answer")
+def lost(reason: str = "") -> StoreUnavailable:
+    """For calls whose replies did not come.
+
+    Args:
+        reason: As :attr:`StoreFailure.reason`.
+    """
+    return StoreUnavailable("unable to use the store; it does not answer", reason=reason)
 
 
 def stopping() -> StoreUnavailable:

@@ -148,7 +148,7 @@ class Routes:
 
     def _expire(self, call: Call) -> None:
         self._waiting.pop(call, None)
-        call.resolve(refusals.lost())
+        call.resolve(refusals.lost(self._cluster.problem))
 
     def _look_again(self) -> None:
         """The map changed: what waited may leave, and no more calls wait for a server that has no slot."""
