@@ -236,7 +236,7 @@ async def test_who_leaves_has_no_turns_to_end(nodes: Nodes) -> None:
         await place.check()
         await place.claim(SESSION, TurnId("t1"))
         await place.leave()
-        assert len(nodes.claims("b")) == 1  # it is found silent, and the turn is ended
+        await until(lambda: len(nodes.claims("b")) == 1)  # it is found silent, and the turn is ended
         place.release(SESSION, TurnId("t1"))
         await place.leave()
     assert "b" not in nodes.known()

@@ -57,6 +57,7 @@ export class Connector {
   #attempt: ReturnType<typeof setTimeout> | undefined
   #reprobe: ReturnType<typeof setTimeout> | undefined
   #leaving: ReturnType<typeof setTimeout> | undefined
+  #leavesAt = 0
   #unwatch: (() => void) | undefined
 
   /** @param endpoint - Asked for when it is needed first: on a server there is no page. */
@@ -188,8 +189,12 @@ export class Connector {
     this.#events.said(said, size)
   }
 
+  /** At the earlier moment, if there is one already: a refusal and a goaway may come together. */
   #leaveIn(milliseconds: number): void {
+    const at = performance.now() + milliseconds
+    if (this.#leaving !== undefined && at >= this.#leavesAt) return
     clearTimeout(this.#leaving)
+    this.#leavesAt = at
     this.#leaving = setTimeout(() => this.#closed({ after: 0 }), milliseconds)
   }
 
@@ -219,6 +224,7 @@ export class Connector {
     this.#isReady = false
     clearTimeout(this.#attempt)
     clearTimeout(this.#leaving)
+    this.#leaving = undefined
     clearTimeout(this.#reprobe)
     this.#candidate?.close()
     this.#candidate = undefined

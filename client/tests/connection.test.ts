@@ -304,6 +304,23 @@ describe('a connection', () => {
     expect(page.network.sockets).toHaveLength(2)
   })
 
+  test('is changed at once also when the moment to leave is told behind the refusal', async () => {
+    const page = new Page()
+    page.connection.attach('s', new Heard())
+    page.socket.greets()
+    page.attaches()
+    page.connection.send('s', { turn: 't', body: {} })
+    page.refuses()
+    page.socket.says({ type: 'goaway', after: 7_000 })
+    await wait(1)
+    expect(page.network.sockets).toHaveLength(2)
+    page.socket.greets()
+    page.attaches()
+    page.socket.says({ type: 'goaway', after: 700 }) // the next node stops as well, at a moment of its own
+    await wait(701)
+    expect(page.network.sockets).toHaveLength(3)
+  })
+
   test('is not changed again and again when there is no other node', async () => {
     const page = new Page()
     page.connection.attach('s', new Heard())
