@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.faults.torture_world.checker import Facts, Violation
+from tests.faults.torture_world.explain import end_may_be_lost
 from tests.faults.torture_world.history import epoch_of, offset_of
 from tests.faults.torture_world.recorder import decode
 
@@ -48,7 +49,8 @@ def a_cancel_says_how_its_turn_ended(facts: Facts) -> Iterator[Violation]:
         if told is None or told[-1].line["type"] != "turn-end":
             continue
         reason = told[-1].line["reason"]
-        if result in {"cancelled", "interrupted"} and reason != result:
+        may_be_lost = reason == "interrupted" and end_may_be_lost(facts, turn)
+        if result in {"cancelled", "interrupted"} and reason != result and not may_be_lost:
             text = f"{turn} was answered {result} to {_who(facts, ask)} and ended {reason}"
             yield Violation("G4", session, text, (told[-1].raw[:300],))
 

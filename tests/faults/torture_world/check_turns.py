@@ -6,7 +6,13 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from tests.faults.torture_world.checker import RUNS, Facts, Told, Violation
-from tests.faults.torture_world.explain import cancels_of, describe, may_be_lost, node_faults_of
+from tests.faults.torture_world.explain import (
+    cancels_of,
+    describe,
+    end_may_be_lost,
+    may_be_lost,
+    node_faults_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,7 +116,8 @@ def _wrong_end(facts: Facts, session: str, turn: str, end: dict[str, Any], reque
         case "error":
             return _wrong_error(end["error"]["code"], plan)
         case "interrupted":
-            return "" if node_faults_of(facts, turn) else "no fault befell its node"
+            lost = node_faults_of(facts, turn) or end_may_be_lost(facts, turn)
+            return "" if lost else "no fault befell its node"
         case other:
             return f"{other} is no reason"
 

@@ -77,6 +77,25 @@ def may_be_lost(facts: Facts, turn: str) -> bool:
     )
 
 
+def end_may_be_lost(facts: Facts, turn: str) -> bool:
+    """Whether a turn had just ended when the store lost its newest records, and its node was hit too.
+
+    Nobody was left to write the end again, so the turn is sealed: what both lose together is lost.
+    """
+    ended_at = facts.first_told.get((turn, "turn-end"), float("inf"))
+    slot = slot_of(facts, turn)
+    return any(
+        failover.kind == "failover"
+        and failover.at - GRACE_SECONDS <= ended_at <= failover.until + GRACE_SECONDS
+        and fault.kind in {"kill", "stop-long", "drain"}
+        and slot in {None, fault.slot}
+        and fault.at <= failover.until + HELD_SECONDS
+        and fault.until >= failover.at
+        for failover in facts.history.faults
+        for fault in facts.history.faults
+    )
+
+
 def describe(facts: Facts, ask: Ask) -> str:
     """A command and its reply, in a line."""
     began_at = facts.history.began_at
