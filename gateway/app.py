@@ -18,7 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway import doorbell, journal, lease, telemetry
 from gateway.config import AuthMode, Config
-from gateway.core.model import NodeId
+from gateway.core.model import GatewayError, NodeId, SessionId
 from gateway.doorbell import Doorbell
 from gateway.edge.admission import OpenConnections
 from gateway.edge.chat import ChatWire
@@ -48,9 +48,7 @@ from gateway.upstream import UpstreamClient, make_client_session
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from gateway.core.model import SessionId
-
-__all__ = ["ListenError", "Node", "serve"]
+__all__ = ["ListenError", "Node", "StartError", "serve"]
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +59,16 @@ cost half a second at a time with 5,000 clients (measured in bench/, where they 
 
 END_SECONDS = 5.0
 """How long a task may take to end when it is told to; Python 3.11 loses some cancellations."""
+
+PROBES = 32
+"""Sessions looked for at the start: a server that has but a part of a cluster's slots refuses one of them."""
+
+OWN_DESCRIPTORS = 100
+"""For files, listeners, the store, operators and who is just being refused; beside those of connections."""
+
+
+class StartError(GatewayError):
+    """The store cannot be used."""
 
 
 class Node:
@@ -148,7 +156,7 @@ class Node:
         bell.on_records, bell.on_turn, bell.on_missed = hub.rung, turns.rung, missed
         repairs.verify, repairs.renewed = turns.verify, hub.missed
         self._store.on_reconnect += [turns.verify, hub.missed_all]
-        await self._lease.check()
+        await self._check_store(session_journal)
         self._keep(stack, self._lease.run(self._sessions.seal, turns.beat), "lease")
         self._keep(stack, bell.run(), "doorbell")
         self._keep(stack, hub.run(), "hub")
@@ -189,6 +197,21 @@ class Node:
         self._hurry.set()
 
     # -- the store
+
+    async def _check_store(self, sessions: SessionJournal) -> None:
+        """Better to say it now, to who has just set it up, than to each client.
+
+        Raises:
+            StartError: It is of no use as it is.
+        """
+        try:
+            await self._lease.check()
+            if not self._store.is_sharded:
+                await asyncio.gather(*(sessions.look(SessionId(f"probe-{n}")) for n in range(PROBES)))
+        except (StoreUnavailable, StoreError) as error:
+            embedded = self.config.redis_url is None
+            where = "the gateway's own Valkey" if embedded else "the store of GATEWAY_REDIS_URL"
+            raise StartError(f"unable to use {where}; {error.reason or error}") from error
 
     async def _store_url(self, stack: AsyncExitStack) -> str:
         config = self.config
@@ -328,7 +351,7 @@ async def serve(config: Config, started: Callable[[str], None] = lambda _: None)
     """
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
-    _make_room(config)
+    config = _with_room(config)
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
@@ -352,8 +375,13 @@ async def serve(config: Config, started: Callable[[str], None] = lambda _: None)
     return None
 
 
-def _make_room(config: Config) -> None:
-    """As many descriptors as this process may have; a soft limit of 1024 is for who uses ``select``."""
+def _with_room(config: Config) -> Config:
+    """As many descriptors as this process may have; a soft limit of 1024 is for who uses ``select``.
+
+    Returns:
+        The settings, with no more connections than there are descriptors for: a node without one left can
+        reach neither backend nor store.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
@@ -361,11 +389,16 @@ def _make_room(config: Config) -> None:
             soft = hard
         except (ValueError, OSError) as error:  # macOS knows no unlimited one
             log.info("descriptors.not-raised", limit=soft, error=str(error))
-    wanted = 2 * config.max_connections  # each may have one to the backend
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        log.warning(
-            "descriptors.too-few",
-            limit=soft,
-            wanted=wanted,
-            hint="raise the hard limit (ulimit -Hn, LimitNOFILE=), or lower GATEWAY_MAX_CONNECTIONS",
-        )
+    wanted = 2 * config.max_connections + OWN_DESCRIPTORS  # each may have one to the backend
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return config
+    connections = max(1, (soft - OWN_DESCRIPTORS) // 2)
+    log.warning(
+        "descriptors.too-few",
+        limit=soft,
+        wanted=wanted,
+        connections=connections,
+        hint="no more connections are let in; raise the hard limit (ulimit -Hn, LimitNOFILE=), or lower "
+        "GATEWAY_MAX_CONNECTIONS",
+    )
+    return config.model_copy(update={"max_connections": connections})

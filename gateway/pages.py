@@ -1,7 +1,7 @@
 """Reading the journal back for those who catch up: once for all at the same place, and bounded.
 
-However many catch up at once, each shard is asked for :data:`MAX_READS` pages at a time, the store and for some 8 MiB
-altogether; who waits is served in the order of asking, and who is gone is not read for.
+However many catch up at once, each shard is asked for :data:`MAX_READS` pages at a time, and the store for
+some 8 MiB altogether; who waits is served in the order of asking, and who is gone is not read for.
 """
 
 from __future__ import annotations

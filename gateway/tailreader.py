@@ -89,7 +89,7 @@ class TailReader:
                     async with self._looks[self._journal.shard_of(tail.session)]:
                         try:
                             await self._look_once(tail, is_last_try=doubts >= MAX_DOUBTS)
-                        except StoreUnavailable:
+                        except (StoreUnavailable, StoreError):
                             tail.behind = True
                             # In its slot: a server that refuses at once is asked MAX_LOOKS times in so long.
                             await asyncio.sleep(RETRY_SECONDS)

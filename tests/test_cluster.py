@@ -162,6 +162,18 @@ async def test_closing_fails_what_waits_for_the_map() -> None:
                     await failed
 
 
+async def test_a_cluster_whose_url_names_one_server_alone_is_unavailable_and_says_why(
+    cluster: ClusterOfServers,
+) -> None:
+    """What is another server's comes to nothing for ever; who reads the error must see what to change."""
+    asked = cluster.primaries[0]
+    async with Store(asked.url, SCRIPTS) as store:
+        await add(store, cluster.key_of(asked))
+        with pytest.raises(StoreUnavailable, match=r"one of a cluster; say redis\+cluster://"):
+            await add(store, cluster.key_of(cluster.primaries[1]))
+        await add(store, cluster.key_of(asked))
+
+
 # -- slots that move
 
 

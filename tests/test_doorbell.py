@@ -10,8 +10,10 @@ import pytest
 
 from gateway import bellwire, doorbell
 from gateway.core.model import SessionId, TurnId
+from gateway.store.cluster import slot_of
 from tests.support.bells import WAIT_SECONDS, Ring, eventually, listening, metric
 from tests.support.link import Link
+from tests.support.shards import ClusterOfServers
 from tests.support.valkey import running_cluster_valkey, running_valkey
 
 if TYPE_CHECKING:
@@ -234,6 +236,52 @@ async def test_a_subscription_that_is_refused_for_good_does_not_spin(url: str) -
             assert ring.told == []
         finally:
             ring.command("ACL", "SETUSER", "default", "allchannels")
+
+
+async def test_a_subscription_that_was_refused_is_asked_for_again(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its operator puts the ACL right; nobody thinks of starting the nodes anew for that."""
+    monkeypatch.setattr(bellwire, "REFUSED_AGAIN_SECONDS", 0.05)
+    async with listening(url, probe_seconds=0.05) as ring:
+        ring.command("ACL", "SETUSER", "default", "resetchannels")
+        try:
+            ring.bell.watch(SESSION)
+            ring.bell.watch(OTHER)
+            await eventually(lambda: ring.bell._wires)
+            [wire] = ring.bell._wires.values()
+            await eventually(lambda: wire._refused_timer is not None and len(wire._refusals) == 3)
+            ring.bell.unwatch(OTHER)
+            assert not wire._is_probed
+        finally:
+            ring.command("ACL", "SETUSER", "default", "allchannels")
+        await ring.until("missed", SESSION)
+        ring.ring(SESSION, "r another")
+        await ring.until("records", SESSION)
+        assert ring.subscribed() == {ring.channel(SESSION)}
+        heard = wire._last_heard
+        await eventually(lambda: wire._is_probed and wire._last_heard > heard)  # by its own bell too
+
+
+async def test_a_shard_that_begins_with_one_slot_is_probed_once_it_has_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A cluster that is being resharded: none of the names tried was the new server's at first."""
+    monkeypatch.setattr(doorbell, "MAX_PROBE_NAMES", 1)
+    with ClusterOfServers(1, spare=1) as cluster:
+        [first], [second] = cluster.primaries, cluster.spare
+        async with listening(cluster.url, first.url, probe_seconds=0.1) as ring:
+            only = f"{ring.prefix}:{{probe-me-0}}:bell"
+            ring.bell.watch(SESSION)
+            await ring.until("missed", SESSION)
+            cluster.move(slot_of(ring.channel(SESSION)), second)
+            await ring.until("missed", SESSION, times=2)
+            wires = {wire.shard.name: wire for wire in ring.bell._wires.values()}
+            assert wires[second.address].probe == b""
+            cluster.move(slot_of(only), second)
+            await eventually(lambda: wires[second.address].probe == only.encode())
+            await eventually(lambda: wires[second.address]._last_heard)
+            await eventually(lambda: wires[first.address].probe == b"" if first.address in wires else True)
 
 
 async def test_a_slot_that_moves_away_and_comes_back_is_subscribed_again() -> None:

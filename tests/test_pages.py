@@ -11,7 +11,7 @@ from gateway import journal, pages
 from gateway.core.model import By, Draft, NodeId, Overlap, RecordKind, SessionId, TurnId
 from gateway.journal import SessionJournal
 from gateway.pages import Pages
-from gateway.store import Store
+from gateway.store import Shard, Store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -81,6 +81,38 @@ async def test_few_are_under_way_and_all_are_served_in_order(gated: GatedJournal
     assert gated.most == pages.MAX_READS
     assert gated.asked == list(range(1000))
     assert not wanted._readings
+
+
+class TwoShards(GatedJournal):
+    """What is gated is on one of them."""
+
+    def shard_of(self, session: SessionId) -> Shard | None:
+        """As the base class."""
+        shard = super().shard_of(session)
+        assert shard is not None
+        return shard if session == SESSION else Shard("other", shard.pool)
+
+    async def read(
+        self, session: SessionId, *, after: int, check: str = "", limit_bytes: int = journal.PAGE_BYTES
+    ) -> Page:
+        """As the base class."""
+        read = super().read if session == SESSION else super(GatedJournal, self).read
+        return await read(session, after=after, check=check, limit_bytes=limit_bytes)
+
+
+async def test_a_shard_that_does_not_answer_keeps_no_other_waiting(valkey_url: str) -> None:
+    """One of three is frozen; two thirds of the users must not see it (FAULTS R17)."""
+    async with Store(valkey_url, journal.SCRIPTS) as store:
+        gated = TwoShards(store, "pages-shards")
+        wanted = Pages(gated)
+        stuck = [ask(wanted, after) for after in range(2 * pages.MAX_READS)]
+        await turn_over()
+        assert gated.under_way == pages.MAX_READS
+        async with asyncio.timeout(10):
+            page = await wanted.read(SessionId("elsewhere"), after=0, check="")
+        assert (page.last, gated.under_way) == (0, pages.MAX_READS)
+        await wanted.close()
+        await asyncio.wait(stuck)
 
 
 async def test_pages_shrink_when_many_are_wanted(gated: GatedJournal) -> None:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
+from structlog.testing import capture_logs
 
 from gateway import journal, lease
 from gateway.core.model import By, Draft, NodeId, Overlap, RecordKind, SessionId, TurnId
 from gateway.journal import SessionJournal
 from gateway.outcomes import Appended, Begun, Cancelling, Ended
-from gateway.store import Lane, Script, Store, StoreError, StoreUnavailable, load_script
+from gateway.store import Lane, Script, Store, StoreError, StoreUnavailable, load_script, refusals
 from gateway.store import lane as lane_module
 from gateway.store.calls import CallQueue
 from gateway.store.pipeline import Pipeline
@@ -522,6 +523,32 @@ async def test_an_acl_that_was_taken_away_is_an_outage(taken: str, binary: str) 
             assert await refused(add(opened.writes, "n"))
             admin.acl_setuser("app", **user)
             assert await add(opened.writes, "n") == [b"OK"]
+
+
+async def test_thousands_of_refusals_are_one_line_in_the_log_and_counted(
+    monkeypatch: pytest.MonkeyPatch, open_store: Store, admin: redis.Redis
+) -> None:
+    """A store that is full refuses each call of each turn: a log that fills the disk is one more outage."""
+    monkeypatch.setattr(refusals, "_refusals", refusals._Refusals())
+    monkeypatch.setattr(refusals, "SAID_AGAIN_SECONDS", 600.0)
+    assert await add(open_store.writes, "m") == [b"OK"]
+    admin.set("wrong", "type")
+    admin.acl_setuser("default", enabled=True, commands=["-sadd"])
+    try:
+        with capture_logs() as logs:
+            calls = [add(open_store.writes, "m") for _ in range(1000)]
+            assert all([await refused(call) for call in calls])
+            with pytest.raises(StoreError):  # another kind of trouble is not hidden by the first
+                await open_store.reads.call(ORPHANS, ("wrong",), ())
+            monkeypatch.setattr(refusals, "SAID_AGAIN_SECONDS", 0.0)
+            assert await refused(add(open_store.writes, "m"))
+            assert await refused(add(open_store.writes, "m"))
+    finally:
+        admin.acl_setuser("default", enabled=True, commands=["+@all"])
+    told = [
+        (entry["log_level"], entry.get("left_out", 0)) for entry in logs if entry["event"] == "store.refused"
+    ]
+    assert told == [("warning", 0), ("error", 0), ("warning", 999), ("warning", 0)]
 
 
 async def test_a_server_with_too_many_clients_is_unavailable(admin: redis.Redis, address: str) -> None:

@@ -129,17 +129,16 @@ class Cluster:
         """Ask one server after the other, in any order, until one tells; whether one did."""
         hosts = list({*self._nodes, *self._others, *self._address.hosts})
         random.shuffle(hosts)
-        problem = "no server is known"
         for host in hosts:
             try:
                 async with asyncio.timeout(ASK_SECONDS):
                     told = await _ask_for_slots(self._node(host))
                 ranges = list(_parsed(told, host))
             except (RedisError, OSError) as error:  # TimeoutError is an OSError
-                problem = f"{host.host}:{host.port}: {str(error) or type(error).__name__}"
+                self.problem = f"{host.host}:{host.port}: {str(error) or type(error).__name__}"
                 continue
             except Exception as error:  # noqa: BLE001 - whatever it said: the next one may tell a map
-                problem = f"{host.host}:{host.port}: what it tells is no map: {error!r}"
+                self.problem = f"{host.host}:{host.port}: what it tells is no map: {error!r}"
                 continue
             if ranges:
                 self.problem = ""
@@ -147,9 +146,8 @@ class Cluster:
                 self._take(ranges)
                 self._others = set(_replicas(told, host))
                 return True
-            problem = f"{host.host}:{host.port}: no slot is anybody's"
-        self.problem = problem
-        log.warning("store.map_unread", error=problem, servers=len(hosts))
+            self.problem = f"{host.host}:{host.port}: no slot is anybody's"
+        log.warning("store.map_unread", error=self.problem, servers=len(hosts))
         return False
 
     def _take(self, ranges: Sequence[_Range]) -> None:

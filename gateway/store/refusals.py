@@ -90,8 +90,8 @@ class _Refusals:
     """Says what was refused, at most one line of a kind in so long; each counts those left out before it."""
 
     def __init__(self) -> None:
-        self._said_at: dict[str, float] = {}
-        self._left_out: Counter[str] = Counter()
+        self._said_at: dict[tuple[str, bool], float] = {}
+        self._left_out: Counter[tuple[str, bool]] = Counter()
 
     def say(self, script: str, text: str, code: str, *, is_ours: bool) -> None:
         """Log one.
@@ -99,16 +99,17 @@ class _Refusals:
         Args:
             script: What was called.
             text: What the server said.
-            code: Its first word, of a small set: lines of one code stand for each other.
+            code: Its first word; lines of one code stand for each other.
             is_ours: Whether the call itself was wrong.
         """
+        kind = (code if code.isupper() else "", is_ours)  # a script's own words are no code
         now = time.monotonic()
-        said_at = self._said_at.get(code)
+        said_at = self._said_at.get(kind)
         if said_at is not None and now - said_at < SAID_AGAIN_SECONDS:
-            self._left_out[code] += 1
+            self._left_out[kind] += 1
             return
-        self._said_at[code] = now
-        left_out = self._left_out.pop(code, 0)
+        self._said_at[kind] = now
+        left_out = self._left_out.pop(kind, 0)
         more = {"left_out": left_out} if left_out else {}
         say = log.error if is_ours else log.warning
         say("store.refused", script=script, error=text, **more)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import resource
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 
+from gateway import app
 from gateway.client import GatewayClient, Timing
 from gateway.core.model import CloseCode
 from gateway.edge import socket as session_socket
@@ -161,6 +165,35 @@ async def test_a_node_that_is_alone_keeps_its_clients_and_its_listener(make_node
                 assert not any(map(is_goaway, client.told))
                 async with asyncio.timeout(WAIT_SECONDS):
                     await task
+
+
+async def test_a_node_on_its_own_store_is_alone_also_after_a_crash(tmp_path: Path) -> None:
+    """Who seems to live there is the one that was killed; where it sent clients, nobody would listen."""
+    settings = {"data_dir": tmp_path / "data", "drain": LONG}
+    async with ScriptedBackend(until_released) as backend:
+        settings["upstream"] = backend.url
+        async with GatewayProcess(**settings) as killed:
+            await killed.started()
+            await killed.kill()
+        async with GatewayProcess(**settings) as gateway, HttpChat("unused") as http:
+            await gateway.started()
+            async with SessionClient(gateway.address) as client:
+                await client.send("s", "t", "hold")
+                exchange = await backend.exchange(0)
+                gateway.terminate()
+
+                async def is_stopping() -> bool:
+                    answer = await http.request("GET", f"http://{gateway.admin_address}/readyz")
+                    return b"stopping" in await answer.end()
+
+                await eventually(is_stopping)
+                for _ in range(20):
+                    async with SessionClient(gateway.address) as late:
+                        await late.attach("s")
+                assert not [line for line in client.told if is_goaway(line)]
+                exchange.release.set()
+                assert (await client.ended("t"))["reason"] == "complete"
+                assert await gateway.exited() == 0
 
 
 async def test_the_listener_is_closed_at_once_where_another_node_lives(make_node: MakeNode) -> None:
@@ -453,6 +486,34 @@ async def test_more_connections_than_allowed_are_refused_with_a_hint_until_there
             await eventually(is_let_in)
 
 
+def open_loops() -> int:
+    """All that something still holds."""
+    gc.collect()
+    return sum(isinstance(found, SocketLoop) for found in gc.get_objects())
+
+
+async def test_a_handshake_that_is_refused_leaves_nothing_behind(make_node: MakeNode) -> None:
+    """Each would tick for ever; where there is no room, clients come again and again (G10)."""
+    refused = 20
+    handshake = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+    key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+    async with ScriptedBackend(answers) as backend, HttpChat("unused") as http:
+        full = await make_node(backend.url, max_connections=1)
+        node = await make_node(backend.url)
+        async with SessionClient(full.address):
+            before = open_loops()
+            for _ in range(refused):
+                for path in ("/gateway/v1/ws", "/api/chat"):
+                    no_room = await http.request(
+                        "GET", f"http://{full.address}{path}", headers={**handshake, **key}
+                    )
+                    without_key = await http.request("GET", f"http://{node.address}{path}", headers=handshake)
+                    for answer, status in ((no_room, 503), (without_key, 400)):
+                        await answer.end()
+                        assert answer.status == status
+            await eventually(lambda: open_loops() < before + refused)
+
+
 @pytest.fixture
 def few_descriptors() -> Iterator[int]:
     """A shell whose soft limit is as low as most; gives the hard one."""
@@ -505,9 +566,43 @@ async def test_a_limit_of_descriptors_that_is_too_low_is_said_at_the_start(tmp_p
         settings = {"upstream": backend.url, "max_connections": 1_000_000}
         async with GatewayProcess(**settings, data_dir=tmp_path / "data") as gateway:
             warned = await gateway.said("descriptors.too-few")
-            assert warned["wanted"] == 2_000_000
-            assert warned["limit"] < warned["wanted"]
+            assert warned["wanted"] == 2_000_000 + app.OWN_DESCRIPTORS
+            assert warned["connections"] == (warned["limit"] - app.OWN_DESCRIPTORS) // 2
             await gateway.started()
+
+
+async def test_no_more_connections_are_let_in_than_there_are_descriptors_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_config: Callable[..., Any], valkey_url: str
+) -> None:
+    """Clients that took them all would leave none to reach the backend and the store with."""
+    program = tmp_path / "few"
+    program.write_text(f'#!/bin/sh\nulimit -n {app.OWN_DESCRIPTORS + 20}\nexec {sys.executable} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    async with ScriptedBackend(answers) as backend, contextlib.AsyncExitStack() as stack:
+        settings = {"redis_url": valkey_url, "key_prefix": make_config(backend.url).key_prefix}
+        gateway = await stack.enter_async_context(GatewayProcess(upstream=backend.url, **settings))
+        await gateway.started()
+        assert (await gateway.said("descriptors.too-few"))["connections"] == 10
+        clients = [await stack.enter_async_context(SessionClient(gateway.address)) for _ in range(10)]
+        async with FallbackClient(gateway.address) as one_more:
+            assert (await one_more.events("s")).status == 503
+        for number, client in enumerate(clients):
+            await client.send(f"s{number}", f"t{number}")
+        for number, client in enumerate(clients):
+            assert (await client.ended(f"t{number}"))["reason"] == "complete"
+
+
+@pytest.mark.parametrize(("limit", "connections"), [(2_100, 1_000), (2_099, 999), (50, 1), (-1, 1_000)])
+async def test_what_a_limit_of_descriptors_is_enough_for(
+    monkeypatch: pytest.MonkeyPatch, make_config: Callable[..., Any], limit: int, connections: int
+) -> None:
+    """Two for each connection, and some for the node; one connection whatever the limit."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    with capture_logs() as logs:
+        given = app._with_room(make_config("http://127.0.0.1:1", max_connections=1_000))
+    assert given.max_connections == connections
+    assert bool(logs) == (connections < 1_000)
 
 
 async def test_a_client_that_catches_up_is_given_one_piece_at_a_time(
