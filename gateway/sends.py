@@ -57,6 +57,9 @@ LET_GO_SECONDS = 5.0
 START_RETRY_SECONDS = 0.2
 UNDO_RETRY_SECONDS = 1.0
 
+UNDO_GRACE_SECONDS = 3.0
+"""Above what who was refused waits before it sends again: that comes first, and is then carried out."""
+
 
 @dataclass(frozen=True, slots=True)
 class SendRequest:
@@ -293,8 +296,12 @@ class Sends:
         end = wire.turn_end(End(EndReason.INTERRUPTED, error=error))
         key = session, turn
         while self._unsure.get(key) is unsure:
-            if unsure.is_wanted:
+            # A seal that waits for a frozen store would come before what is sent again at the thaw.
+            if not await self._is_answered(session, turn):
                 await asyncio.sleep(UNDO_RETRY_SECONDS)
+                continue
+            await asyncio.sleep(UNDO_GRACE_SECONDS)
+            if unsure.is_wanted or self._unsure.get(key) is not unsure:
                 continue
             try:
                 result = await self._journal.seal(
@@ -321,6 +328,16 @@ class Sends:
                 self._lease.release(session, turn)
                 return
             await asyncio.sleep(UNDO_RETRY_SECONDS)
+
+    async def _is_answered(self, session: SessionId, turn: TurnId) -> bool:
+        """Whether the store is there again; nothing is changed by a question that it reads later."""
+        try:
+            await self._journal.turn(session, turn)
+        except StoreUnavailable:
+            return False
+        except StoreError:
+            pass  # the seal meets it as well, and it is told of there
+        return True
 
     def _start_members(self, request: SendRequest) -> bytes:
         return turn_start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -292,6 +293,71 @@ async def test_an_older_journal_of_an_epoch_that_was_given_up_loses_no_turn(
     await turn.journalled()
     turn.finish()
     other.finish()
+    await rig.settled()
+
+
+async def test_a_turn_of_an_older_epoch_waits_while_others_records_are_lost(
+    rig: Writers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lost nothing there, so that it has nothing to write back: it says so, and asks now and then."""
+    monkeypatch.setattr(turnwriter, "OTHERS_SECONDS", 0.02)
+    ended = await rig.node("n1").begin("t1")
+    ended.say(2)
+    ended.finish()
+    await ended.journalled()
+    witness = rig.node("n3")
+    await _lose_with_its_node(rig, "n2")
+    witness.suspect(SESSION)
+    await witness.repairs.settled(SESSION)
+    renewed = await rig.epoch()
+    assert renewed != ended.assignment.beginning.cursor.epoch
+    await _lose_with_its_node(rig, "n4")
+    answers, suspected = len(ended.node.journal.answers), ended.node.suspected
+    ended.writer.verify()
+
+    async def is_renewed() -> bool:
+        return await rig.epoch() != renewed
+
+    began_at = time.monotonic()
+    await eventually(is_renewed)
+    passed = time.monotonic() - began_at
+    assert ended.node.suspected > suspected
+    assert len(ended.node.journal.answers) - answers <= 2 * passed / 0.02 + 4
+    await rig.settled()
+
+
+async def _lose_with_its_node(rig: Writers, name: str) -> None:
+    """A turn begins, is seen by all others, and is lost together with who wrote it."""
+    snapshot = rig.snapshot()
+    turn = await rig.node(name).begin(f"t-{name}")
+    turn.say(2)
+    await turn.journalled()
+    for node in rig.nodes.values():
+        await node.journal.see()
+    turn.task.cancel()
+    del rig.nodes[name]
+    snapshot.restore()
+
+
+@pytest.mark.parametrize("user", ["", "another"])
+async def test_a_cancel_of_a_turn_that_is_lost_is_told_as_it_is_written_back(rig: Writers, user: str) -> None:
+    """G4: once, with the very write, and with who it was; what another user cancels is another turn."""
+    turn = await rig.node("n1").begin("t1")
+    turn.say(2)
+    await turn.journalled()
+    rig.admin.delete(*rig.admin.scan_iter(f"{rig.prefix}*"))
+    by = By(client="eve", user=user)
+    await rig.stranger().cancel(SESSION, turn.name, by=by)
+    turn.writer.verify()
+    await turn.journalled()
+    is_meant = not user
+    verb, answer = turn.node.journal.answers[-1]
+    assert verb == "repair"
+    assert isinstance(answer, Appended)
+    assert (answer.state, answer.by) == (("cancelling", by) if is_meant else ("running", None))
+    assert turn.cancelled == is_meant
+    assert rig.admin.exists(rig.keys.tombstone(turn.name, user)) == (not is_meant)
+    turn.finish()
     await rig.settled()
 
 

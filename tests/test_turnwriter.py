@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway import turnwriter
-from gateway.core.model import By, NodeId
+from gateway.core.model import By, Draft, NodeId, RecordKind
 from gateway.journal import SCRIPTS
 from gateway.outcomes import Appended, Ended
 from gateway.store import Store, lane
@@ -299,3 +299,17 @@ async def test_what_is_lost_in_a_hold_is_shown_where_it_stands(rig: Writers) -> 
     assert await rig.records() == before
     await answered(turn, 3)
     assert [record for record in turn.node.published if record not in before] == []
+
+
+async def test_records_that_are_small_go_in_many_batches(rig: Writers) -> None:
+    """G10: a record costs more than its payload; one call with all of them would hold up the whole store."""
+    turn = await rig.node("n1").begin("t1")
+    drafts = [Draft(RecordKind.CHUNK, b"x")] * 200_000
+    turn.drafts += drafts
+    turn.writer.add(drafts)
+    await eventually(_is_shown(turn, len(drafts)))
+    assert set(verbs(turn)) == {"append"}
+    counts = [answer.count for _, answer in turn.node.journal.answers if isinstance(answer, Appended)]
+    sizes = [after - before for before, after in zip([0, *counts], counts, strict=False)]
+    assert sum(sizes) == len(drafts)
+    assert max(sizes) <= 10_000

@@ -139,6 +139,9 @@ def test_a_turn_in_a_new_epoch_stands_where_it_was_written(
     [
         (Found(OTHER, 9, 1), 9, GoOn(1)),
         (Found(OTHER, 9, 3), 0, GoOn(3)),
+        (Found(OTHER, 9, 1, rewound=True), 9, Wait()),
+        (Found(OTHER, 9, 3, rewound=True), 0, Wait()),
+        (Found(OTHER, 9, NOT_KNOWN_THERE, rewound=True), 9, Restore(0, 0, renews=False)),
         (Found(OTHER, 9, NOT_KNOWN_THERE), 9, Restore(0, 0, renews=False)),
         (Found("", 0, NOT_KNOWN_THERE), 0, Restore(0, 0, renews=True)),
         (Found(E, 6, NOT_KNOWN_THERE), 6, Restore(3, 3, renews=False)),
