@@ -208,5 +208,6 @@ class Fleet:
             for slot, process in every
             for line in process.log
             if (line.get("level") in {"error", "critical"} and line["event"] not in LOSSES)
-            or "Error" in line.get("text", "")
+            # Of a traceback; a node that starts while the store is away says so in a sentence, and ends.
+            or ("Error" in line.get("text", "") and not line["text"].startswith("unable to "))
         ]
