@@ -352,3 +352,19 @@ def test_a_saved_history_is_a_line_for_each_thing(tmp_path: Any) -> None:
     assert [next(iter(line)) for line in lines[1:]] == ["readings"] * 2 + ["asks", "requests"] + [
         "finals"
     ] * 2
+
+
+def test_an_end_that_the_store_and_its_node_lost_together_may_be_another() -> None:
+    """Told at the failover, and its node was frozen before it could write it again: others seal the turn."""
+    whole = reading(journal())  # its end is told at 10.09
+    sealed = journal(epoch="f", chunks=4, reason="interrupted", error={"code": "node-lost"})
+    finals = [reading(sealed, at=20, node=node, asked="start", cursor="f.0.tag") for node in ("0.1", "1.1")]
+    failover = Befallen("failover", None, 10.0, 10.2)
+
+    def rules(*faults: Befallen) -> set[str]:
+        return rules_of(history(readings=[whole], finals=finals, faults=[failover, *faults]))
+
+    assert "G7" not in rules(Befallen("stop-long", 0, 10.15, 18.0))
+    assert "G7" in rules()
+    assert "G7" in rules(Befallen("stop-long", 1, 10.15, 18.0))  # of another node
+    assert "G7" in rules(Befallen("stop-long", 0, 40.0, 48.0))  # long after what is kept
