@@ -181,12 +181,6 @@ class Hub:
         tail.in_doubt = bool(tail.epoch)
         self._reader.look_soon(tail)
 
-    def lose(self, session: SessionId) -> None:
-        """The session's journal is gone: everybody attached is told."""
-        tail = self._tails.get(session)
-        if tail is not None:
-            self._lose(tail)
-
     def _lose(self, tail: Tail) -> None:
         if self._tails.get(tail.session) is tail:
             del self._tails[tail.session]

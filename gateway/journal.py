@@ -95,14 +95,6 @@ TOMBSTONE_SECONDS = 60.0
 """How long a cancel that came before its send is remembered (DESIGN: 60 s)."""
 
 
-def bell_channel(prefix: str, session: SessionId) -> str:
-    """The channel that the scripts ring when something of a session changed.
-
-    What they say: ``r <node>``: that node journalled something; ``c <turn>``: that turn is to be looked at.
-    """
-    return session_keys(prefix, session).bell
-
-
 class SessionJournal:
     """The verbs of the journal, for any session.
 

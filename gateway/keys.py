@@ -20,7 +20,8 @@ class SessionKeys:
         meta: Hash: where the journal stands.
         journal: Stream: the records.
         turns: Sorted set: the turns.
-        bell: The channel that is rung when something changed.
+        bell: The channel that the scripts ring: ``r <node>`` (that node has journalled something) or
+            ``c <turn>`` (that turn is to be looked at).
         prefix: Starts all of them.
     """
 

@@ -54,6 +54,9 @@ RETRY_AFTER_SECONDS = 1.0
 LET_GO_SECONDS = 5.0
 """How long an interrupting send waits for those it cancelled."""
 
+MAX_UNSURE = 1000
+"""Turns that an outage may leave begun or not; beyond them sends are refused without asking the store."""
+
 START_RETRY_SECONDS = 0.2
 UNDO_RETRY_SECONDS = 1.0
 
@@ -243,6 +246,9 @@ class Sends:
         unsure = self._unsure.get(key)
         if unsure is not None:
             unsure.is_wanted = True
+        elif len(self._unsure) >= MAX_UNSURE:
+            message = "unable to send; the store has not answered many before this one"
+            raise Refusal(ErrorCode.STORE_UNAVAILABLE, message, retry_after_seconds=RETRY_AFTER_SECONDS)
         token = secrets.token_hex(8) if unsure is None else unsure.token  # then it is the very same call
         try:
             await self._lease.claim(request.session, request.turn)

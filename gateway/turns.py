@@ -85,7 +85,6 @@ class RunningTurns:
             cancel=self.cancel,
             spawn=self.spawn,
         )
-        self._pending_aborts = self._aborts.pending
         self._tasks: set[asyncio.Task[None]] = set()
         self._holding: set[asyncio.Future[Any]] = set()
         """The ends of turns, and of sends that may become one: the node does not stop before them."""
@@ -107,6 +106,8 @@ class RunningTurns:
     @property
     def is_full(self) -> bool:
         """Whether running turns take as much memory as they may. What is kept of ended ones gives way."""
+        if not self.budget.is_full:
+            return False
         self._kept.make_room()
         return self.budget.used - self._kept.held_bytes >= self.budget.limit
 

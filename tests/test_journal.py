@@ -29,6 +29,7 @@ from gateway.core.model import (
     turn_tag,
 )
 from gateway.journal import SessionJournal, stored_kind
+from gateway.keys import session_keys
 from gateway.outcomes import (
     Appended,
     AppendResult,
@@ -745,7 +746,7 @@ async def test_a_renewal_keeps_what_survived_under_another_name(bench: Bench) ->
 @asynccontextmanager
 async def listening(bench: Bench, url: str) -> AsyncIterator[Callable[[], Awaitable[list[str]]]]:
     """What was rung since it was last asked."""
-    channel = journal.bell_channel(bench.prefix, SESSION).encode()
+    channel = session_keys(bench.prefix, SESSION).bell.encode()
     redis_bells = redis.Redis.from_url(url)
     bells = redis_bells.pubsub()  # type: ignore[no-untyped-call]
     bells.ssubscribe(channel)

@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 import redis
 
+from gateway import sends
 from gateway.core.model import By, Draft, EndReason, Overlap, RecordKind, SessionId, TurnId
 from gateway.core.turn import End
 from gateway.core.wire import turn_end
@@ -257,6 +258,23 @@ async def test_r12_what_a_store_outage_refuses_is_not_kept_until_it_is_over(make
             await until(lambda: live_requests() == 0)
             assert sorted(undoing()) == [f"undo-t{number}" for number in range(turns)]
             server.start()
+            await until(lambda: not undoing())
+
+
+async def test_r12_no_more_than_so_many_sends_are_left_unsure(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G10: an outage may be long, and each new turn would leave something behind."""
+    monkeypatch.setattr(sends, "MAX_UNSURE", 2)
+    async with ScriptedBackend(answers) as backend:
+        with Server() as server:
+            node = await make_node(backend.url, redis_url=server.url)
+            server.kill()
+            for turn in ("t0", "t1", "t2", "t0"):
+                assert (await send(node.address, "s", turn))["retryable"]
+            assert sorted(undoing()) == ["undo-t0", "undo-t1"]
+            server.start()
+            await send_until_accepted(node.address, "s", "t2")
             await until(lambda: not undoing())
 
 

@@ -429,7 +429,7 @@ async def test_a_journal_that_is_lost_meanwhile_is_told_on_each_carrier(make_nod
             await stream.has(1)
             waiting = asyncio.create_task(http.poll("s", {**after, **FOREVER}))
             await eventually(lambda: len(carriers_of(node, "s")) == 3)
-            node._sessions._hub.lose(SessionId("s"))
+            node._sessions._hub._lose(node._sessions._hub._tails[SessionId("s")])
             expected = {"type": "resync", "session": "s", "reason": ResyncReason.EPOCH_CHANGED}
             assert await socket.wait(lambda line: line["type"] == "resync") == expected
             await stream.end()
@@ -920,7 +920,7 @@ async def aborted(sdk: SdkClient, backend: ScriptedBackend, node: Node) -> str:
     async with FallbackClient(node.address) as http:
         told = await http.poll("s")
     await sdk.abort("r1")
-    await eventually(lambda: bool(node._turns._pending_aborts))
+    await eventually(lambda: bool(node._turns._aborts.pending))
     cursor: str = told["cursor"]
     return cursor
 
@@ -955,5 +955,5 @@ async def test_an_attach_takes_an_abort_back(make_node: MakeNode, how: str) -> N
                         await http.poll("s", {"after": cursor, "wait": "0"})
                     case _:
                         await socket.ask(type="attach", session="s", **{"from": "running"})
-            assert not node._turns._pending_aborts
+            assert not node._turns._aborts.pending
             (await backend.exchange()).release.set()

@@ -479,7 +479,7 @@ async def test_a_resume_on_a_third_node_takes_an_abort_back(make_node: MakeNode,
             await leaver.resume("r2", "s")
             await leaver.has("r2", 4)
             await leaver.abort("r2")
-            await eventually(lambda: bool(one._turns._pending_aborts))
+            await eventually(lambda: bool(one._turns._aborts.pending))
             if by == "sdk":
                 await sdk.resume("r3", "s")
                 await sdk.has("r3", 4)
@@ -488,7 +488,7 @@ async def test_a_resume_on_a_third_node_takes_an_abort_back(make_node: MakeNode,
             else:
                 await client.attach("s")
             # Until its node has looked, and found that nothing is asked any more.
-            await eventually(lambda: not one._turns._pending_aborts)
+            await eventually(lambda: not one._turns._aborts.pending)
             exchange = await backend.exchange()
             assert not exchange.was_closed.is_set()
             exchange.release.set()
@@ -508,7 +508,7 @@ async def test_an_abort_outlives_the_node_that_took_it(make_node: MakeNode, make
                     await there.resume("r2", "s")
                     await there.has("r2", 4)
                     await there.abort("r2")
-                    await eventually(lambda: bool(one._turns._pending_aborts))
+                    await eventually(lambda: bool(one._turns._aborts.pending))
                 two.hurry()
             exchange = await backend.exchange()
             assert not exchange.was_closed.is_set()

@@ -242,7 +242,7 @@ async def test_an_unmount_that_is_resumed_within_the_grace_is_no_stop(make_node:
     """7 sends the same `abort` when a component goes, as on a way to another page and back."""
     async with Backend(7) as backend, ChatClient(7) as client:
         node = await make_node(backend.url, abort_grace_seconds=FOR_EVER)
-        pending = node._turns._pending_aborts
+        pending = node._turns._aborts.pending
 
         async def aborts() -> int:
             return len(pending)
